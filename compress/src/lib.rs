@@ -1,0 +1,1 @@
+//! Codecs for what crosses narrow links. No I/O, no clocks, never waits.

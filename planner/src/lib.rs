@@ -1,0 +1,11 @@
+//! Pure planning: inventory and model in, plan out. No sockets, no clocks but the solver's, no I/O but reading and
+//! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate.
+
+pub mod cost;
+pub mod inventory;
+pub mod model;
+pub mod plan;
+pub mod schedule;
+pub mod search;
+pub mod simulate;
+pub mod topology;

@@ -1,0 +1,1 @@
+//! Moves bytes between ranks. Knows no tensor, no codec, no plan.
