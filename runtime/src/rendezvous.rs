@@ -77,6 +77,8 @@ pub struct StepDone {
     pub ended_s: f64,
     /// Seconds by which arithmetic exceeded the emulated device's.
     pub overrun_s: f64,
+    /// Peak resident bytes of the process so far.
+    pub peak_memory_bytes: u64,
     /// Bytes sent to each peer during the step.
     pub links: Vec<LinkBytes>,
     /// After an exchange: a hash of each unit of parameters that this rank holds.
