@@ -172,3 +172,83 @@ fn compare(step: u64, reports: &BTreeMap<u32, StepDone>) -> Option<Entry> {
     }
     (hashes > 0).then_some(Entry::Verified { step, hashes })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(step: u64, ended_s: f64) -> StepDone {
+        StepDone {
+            step,
+            loss: None,
+            validation_loss: None,
+            ended_s,
+            overrun_s: 0.0,
+            peak_memory_bytes: 0,
+            links: vec![],
+            hashes: vec![],
+        }
+    }
+
+    /// Two replicas of one rank each, the first with three quarters of the batch.
+    fn ledger() -> Ledger {
+        Ledger {
+            replica_of: vec![0, 1],
+            share: vec![0.75, 0.25],
+            tokens_per_step: 8,
+            exchange_every: 2,
+            steps: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            last_step: vec![0, 0],
+            last_ended_s: 0.0,
+            done: 0,
+        }
+    }
+
+    #[test]
+    fn a_step_is_entered_when_every_rank_has_done_it_and_losses_weigh_by_batch() {
+        let mut ledger = ledger();
+        let report = |step, ended_s, loss| Report::Step(StepDone { loss: Some(loss), ..done(step, ended_s) });
+        assert!(ledger.note(0, report(1, 1.0, 2.0)).is_empty());
+        assert!(ledger.note(0, report(2, 2.0, 2.0)).is_empty(), "a quick rank may be steps ahead");
+        assert_eq!((ledger.step_of(0), ledger.step_of(1)), (3, 1));
+        let entries = ledger.note(1, report(1, 1.5, 4.0));
+        let [Entry::Step(record)] = entries.as_slice() else { panic!("{entries:?}") };
+        assert_eq!((record.step, record.loss, record.iteration_s), (1, 2.5, 1.5));
+        let entries = ledger.note(1, report(2, 3.5, 4.0));
+        let [Entry::Step(record)] = entries.as_slice() else { panic!("{entries:?}") };
+        assert_eq!((record.step, record.iteration_s, record.exchange), (2, 2.0, true));
+    }
+
+    #[test]
+    fn unequal_hashes_stop_the_run_and_name_unit_ranks_and_step() {
+        let with = |hash: &str| StepDone { hashes: vec![("layer.3".into(), hash.into())], ..done(2, 1.0) };
+        let mut equal = ledger();
+        equal.note(0, Report::Step(with("aa")));
+        let entries = equal.note(1, Report::Step(with("aa")));
+        assert_eq!(entries[1], Entry::Verified { step: 2, hashes: 2 });
+        let mut unequal = ledger();
+        unequal.note(0, Report::Step(with("aa")));
+        let entries = unequal.note(1, Report::Step(with("ab")));
+        let [_, Entry::Stop { reason, .. }] = entries.as_slice() else { panic!("{entries:?}") };
+        assert!(["step 2", "layer.3", "rank 0", "rank 1"].iter().all(|s| reason.contains(s)), "{reason}");
+    }
+
+    #[test]
+    fn a_checkpoint_counts_when_every_rank_has_written_its_part() {
+        let mut ledger = ledger();
+        let shard = |rank| Shard { rank, file: format!("rank-{rank}"), bytes: 1, blake3: "x".into() };
+        assert!(ledger.note(1, Report::Shard { step: 4, shard: shard(1) }).is_empty());
+        let entries = ledger.note(0, Report::Shard { step: 4, shard: shard(0) });
+        assert_eq!(entries, [Entry::Checkpoint { step: 4, shards: vec![shard(0), shard(1)] }]);
+    }
+
+    #[test]
+    fn a_victim_is_not_blamed_but_a_cause_is() {
+        let mut ledger = ledger();
+        let failed = |victim| Report::Failed { step: 7, victim, error: "e".into() };
+        assert!(ledger.note(0, failed(true)).is_empty());
+        let entries = ledger.note(1, failed(false));
+        assert!(matches!(&entries[0], Entry::Stop { rank: Some(1), reason } if reason.contains("step 7")));
+    }
+}
