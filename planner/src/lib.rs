@@ -9,3 +9,4 @@ pub mod schedule;
 pub mod search;
 pub mod simulate;
 pub mod topology;
+pub mod trace;
