@@ -10,4 +10,5 @@ pub mod schedule;
 pub mod search;
 pub mod simulate;
 pub mod topology;
+pub mod trace;
 pub mod units;

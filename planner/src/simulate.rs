@@ -1,1 +1,314 @@
-//! simulate.
+//! The plan executed on paper: the very schedule that the worker runs, on the network that the transport emulates,
+//! with the cost model's durations.
+//!
+//! ```text
+//!   plan ──schedule──> actions by rank ──program──> compute, send, wait ──execute──> timeline
+//!                            costs ────────┘          network ──────────────┘
+//! ```
+//! Ranks are not in step: each goes on as soon as its own messages allow, so several optimiser steps are run back to
+//! back and the figure is their steady mean. Steps in which exchanges with a period above 1 fall due are run once
+//! each, between usual steps; what they add is weighted by how often they come:
+//! ```text
+//!   iteration_s = step_s + sum over kinds of round (share of steps x seconds added)
+//! ```
+//! Assumed: sends never block (the transport's window holds what is in flight); a rank does one thing at a time;
+//! collectives go directly between owners, all units in flight at once.
+//!
+//! Not here: what an action costs (`cost`), tensor-parallel traffic inside a stage (in its durations), streaming
+//! exchange hidden behind inner steps (taken as a dense one that hides nothing).
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::plan::{ExchangeKind, Plan};
+use crate::schedule::{self, Action, Checked, Event, Payload, Schedule, ScheduleError, Unit};
+
+mod execute;
+mod network;
+mod program;
+
+pub use execute::Transfer;
+pub use network::{MAX_CHUNKS, Network, Resource, Route, reserve};
+
+use execute::{Run, execute};
+use program::Program;
+
+/// What the schedule's actions take and what its messages carry.
+pub trait Costs {
+    /// Seconds of the rank's own time; for a `Receive` or a collective what comes after its messages are there
+    /// (decoding, outer step), for a `Send` what comes before (encoding).
+    fn action_s(&self, rank: u32, action: Action) -> f64;
+    /// Of one microbatch's tensor as coded by the boundary between stages `boundary` and `boundary + 1`.
+    fn boundary_bytes(&self, replica: usize, boundary: usize, what: Payload) -> u64;
+    /// Of a unit: its whole gradient or pseudo-gradient if dense, one replica's frame if sparse.
+    fn exchange_bytes(&self, unit: Unit, kind: ExchangeKind) -> u64;
+}
+
+/// What the simulation of a plan gives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Simulation {
+    /// Seconds per optimiser step over all replicas, exchanges amortised.
+    pub iteration_s: f64,
+    /// Seconds of a usual step: with what is exchanged at every step (dense gradients).
+    pub step_s: f64,
+    /// Seconds that a step takes longer when every exchange is due; 0 where all are due at every step.
+    pub exchange_s: f64,
+    /// By rank, of a usual step.
+    pub ranks: Vec<RankLoad>,
+    /// What every resource of the network carries; those that carry nothing are left out.
+    pub links: Vec<LinkLoad>,
+    /// What every pair of ranks sends, in one direction.
+    pub pairs: Vec<PairLoad>,
+    /// One usual step from the middle of the run; time 0 is its first action's start.
+    pub timeline: Vec<Event>,
+    /// The messages of that step.
+    pub transfers: Vec<Transfer>,
+    /// The same for a step in which every exchange is due; empty where that is the usual step.
+    pub exchange_timeline: Vec<Event>,
+    /// Its messages.
+    pub exchange_transfers: Vec<Transfer>,
+    /// By rank: the most microbatches whose activations it holds at once.
+    pub peak_in_flight: Vec<u32>,
+}
+
+/// A rank in a usual step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RankLoad {
+    /// Global rank.
+    pub rank: u32,
+    /// Seconds at work.
+    pub busy_s: f64,
+    /// Seconds waiting.
+    pub idle_s: f64,
+}
+
+/// Traffic of a usual step, and what a step with every exchange has on top.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Traffic {
+    /// Bytes of a usual step.
+    pub step_bytes: u64,
+    /// Bytes that the exchange adds.
+    pub exchange_bytes: u64,
+    /// Seconds of a usual step in which they flow at full rate.
+    pub step_busy_s: f64,
+    /// Seconds that the exchange adds to that.
+    pub exchange_busy_s: f64,
+}
+
+/// A resource of the network and its traffic.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinkLoad {
+    /// As the topology names it.
+    pub name: String,
+    /// What it carries.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// Traffic from one rank to another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PairLoad {
+    /// Sender.
+    pub from: u32,
+    /// Receiver.
+    pub to: u32,
+    /// What it sends.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// Why a plan cannot be simulated.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SimulateError {
+    /// The schedule is unsound.
+    #[error("simulating the plan: its schedule is unsound: {0}")]
+    Schedule(#[from] ScheduleError),
+    /// Two ranks must talk and cannot.
+    #[error(
+        "simulating the plan: rank {from} sends to rank {to}, but nothing connects them; add a [[link]] or place them elsewhere"
+    )]
+    Unreachable {
+        /// Sender.
+        from: u32,
+        /// Receiver.
+        to: u32,
+    },
+}
+
+/// Usual steps before anything is measured: the first begins with an empty pipeline and idle links.
+const WARM_UP_STEPS: usize = 2;
+/// Steps measured after those.
+const MEASURED_STEPS: usize = 4;
+
+/// Executes the plan's schedule with these costs on this network.
+///
+/// # Errors
+/// If the schedule is unsound or two ranks that must talk have no route.
+pub fn simulate_on(plan: &Plan, network: &Network, costs: &dyn Costs) -> Result<Simulation, SimulateError> {
+    let rounds = Rounds::of(plan);
+    let usual = Simulated::steps(plan, network, costs, &[rounds.usual; WARM_UP_STEPS + MEASURED_STEPS])?;
+    let step_s = usual.steady_step_s();
+    let mut iteration_s = step_s;
+    let mut fullest = None;
+    for &(step, share) in &rounds.others {
+        let mut steps = [rounds.usual; WARM_UP_STEPS + MEASURED_STEPS];
+        steps[WARM_UP_STEPS] = step;
+        let run = Simulated::steps(plan, network, costs, &steps)?;
+        iteration_s += share * (run.end_s() - usual.end_s());
+        fullest = Some(run);
+    }
+    Ok(Report { network, usual, fullest }.simulation(iteration_s, step_s))
+}
+
+/// Which steps differ in what they exchange, and how often each kind comes.
+struct Rounds {
+    /// A step in which only the exchanges of every step are due.
+    usual: u64,
+    /// A step for each other set of due exchanges with its share of all steps; the last has them all.
+    others: Vec<(u64, f64)>,
+}
+
+impl Rounds {
+    /// Counts over one common period of all exchanges, or over its first million steps.
+    fn of(plan: &Plan) -> Self {
+        let period = |e: &crate::plan::Exchange| u64::from(e.every);
+        let outer = plan.exchange.iter().filter(|e| e.kind != ExchangeKind::Dense && e.replicas.len() > 1);
+        let periods: BTreeSet<u64> = outer.map(period).filter(|&p| p > 1).collect();
+        let common = periods.iter().fold(1, |a, &b| lcm(a, b));
+        let steps = common.min(1_000_000);
+        let mut kinds: Vec<(BTreeSet<u64>, u64, u64)> = Vec::new();
+        for step in (1..steps).chain([common]) {
+            let due: BTreeSet<u64> = periods.iter().copied().filter(|&p| step.is_multiple_of(p)).collect();
+            match kinds.iter_mut().find(|(of, ..)| *of == due) {
+                Some((_, _, count)) => *count += 1,
+                None => kinds.push((due, step, 1)),
+            }
+        }
+        let others = kinds.iter().filter(|(due, ..)| !due.is_empty());
+        Rounds { usual: 1, others: others.map(|&(_, step, n)| (step, n as f64 / steps as f64)).collect() }
+    }
+}
+
+fn lcm(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x).saturating_mul(b)
+}
+
+/// A run of several steps with its program.
+struct Simulated {
+    program: Program,
+    run: Run,
+    peak_in_flight: Vec<u32>,
+}
+
+impl Simulated {
+    fn steps(
+        plan: &Plan,
+        network: &Network,
+        costs: &dyn Costs,
+        steps: &[u64],
+    ) -> Result<Self, SimulateError> {
+        let schedules: Vec<Checked<Schedule>> =
+            steps.iter().map(|&step| schedule::of(plan, step)).collect::<Result<_, _>>()?;
+        let program = Program::lower(plan, costs, steps.iter().copied().zip(&schedules));
+        network.reaches(program.messages.iter().map(|m| (m.from, m.to)))?;
+        let run = execute(&program, network);
+        Ok(Simulated { program, run, peak_in_flight: schedules[0].peak_in_flight().to_vec() })
+    }
+
+    fn end_s(&self) -> f64 {
+        *self.run.step_end_s.last().expect("at least one step is run")
+    }
+
+    fn steady_step_s(&self) -> f64 {
+        (self.end_s() - self.run.step_end_s[WARM_UP_STEPS - 1]) / MEASURED_STEPS as f64
+    }
+
+    /// The first measured step: its events and messages, from time 0.
+    fn picture(&self) -> (Vec<Event>, Vec<Transfer>) {
+        let of_step = |position: usize| position == WARM_UP_STEPS;
+        let events = self.run.events.iter().filter(|(step, _)| of_step(*step)).map(|(_, event)| *event);
+        let sent = self.program.messages.iter().zip(&self.run.transfers);
+        let transfers = sent.filter(|(m, _)| of_step(m.step)).map(|(_, t)| *t);
+        let zero_s = events.clone().map(|e| e.start_s).fold(f64::INFINITY, f64::min);
+        let shifted = |e: Event| Event { start_s: e.start_s - zero_s, end_s: e.end_s - zero_s, ..e };
+        (events.map(shifted).collect(), transfers.map(|t| t.earlier_by(zero_s)).collect())
+    }
+}
+
+/// What is read off the runs once they are made.
+struct Report<'a> {
+    network: &'a Network,
+    usual: Simulated,
+    fullest: Option<Simulated>,
+}
+
+impl Report<'_> {
+    fn simulation(self, iteration_s: f64, step_s: f64) -> Simulation {
+        let (timeline, transfers) = self.usual.picture();
+        let (exchange_timeline, exchange_transfers) =
+            self.fullest.as_ref().map(Simulated::picture).unwrap_or_default();
+        Simulation {
+            iteration_s,
+            step_s,
+            exchange_s: self.fullest.as_ref().map_or(0.0, |run| run.end_s() - self.usual.end_s()),
+            ranks: self.rank_loads(step_s),
+            links: self.link_loads(),
+            pairs: self.pair_loads(),
+            timeline,
+            transfers,
+            exchange_timeline,
+            exchange_transfers,
+            peak_in_flight: self.usual.peak_in_flight,
+        }
+    }
+
+    fn rank_loads(&self, step_s: f64) -> Vec<RankLoad> {
+        let busy = (0..).zip(self.usual.program.busy_s(WARM_UP_STEPS));
+        busy.map(|(rank, busy_s)| RankLoad { rank, busy_s, idle_s: step_s - busy_s }).collect()
+    }
+
+    fn link_loads(&self) -> Vec<LinkLoad> {
+        let traffic = |index: usize, rate: f64| {
+            self.traffic(rate, |from, to| self.network.route(from, to).resources.contains(&index))
+        };
+        let loads = self.network.resources.iter().enumerate().map(|(index, resource)| LinkLoad {
+            name: resource.name.clone(),
+            traffic: traffic(index, resource.rate_bytes_per_s),
+        });
+        loads.filter(|l| l.traffic.step_bytes + l.traffic.exchange_bytes > 0).collect()
+    }
+
+    fn pair_loads(&self) -> Vec<PairLoad> {
+        let runs = std::iter::once(&self.usual).chain(&self.fullest);
+        let pairs: BTreeSet<(u32, u32)> =
+            runs.flat_map(|run| run.program.messages.iter().map(|m| (m.from, m.to))).collect();
+        let load = |(from, to)| {
+            let rate = self.network.rate_bytes_per_s(self.network.route(from, to));
+            PairLoad { from, to, traffic: self.traffic(rate, |f, t| (f, t) == (from, to)) }
+        };
+        pairs.into_iter().map(load).collect()
+    }
+
+    fn traffic(&self, rate_bytes_per_s: f64, counts: impl Fn(u32, u32) -> bool) -> Traffic {
+        let bytes = |run: &Simulated| -> u64 {
+            let messages = run.program.messages.iter();
+            messages.filter(|m| m.step == WARM_UP_STEPS && counts(m.from, m.to)).map(|m| m.bytes).sum()
+        };
+        let step_bytes = bytes(&self.usual);
+        let exchange_bytes = self.fullest.as_ref().map_or(0, bytes).saturating_sub(step_bytes);
+        Traffic {
+            step_bytes,
+            exchange_bytes,
+            step_busy_s: step_bytes as f64 / rate_bytes_per_s,
+            exchange_busy_s: exchange_bytes as f64 / rate_bytes_per_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
