@@ -18,7 +18,7 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use narrows_planner::input::{self, InputError};
+use narrows_planner::input::{Document, Fault, InputError};
 use narrows_planner::model::Model;
 use narrows_planner::plan::{ExchangeKind, Plan};
 use serde::{Deserialize, Serialize};
@@ -200,10 +200,10 @@ fn validation_sequences() -> NonZero<usize> {
 impl Run {
     /// Reads `run.toml`.
     pub fn read(path: &Path) -> Result<Self, InputError> {
-        let document = input::Document::read(path)?;
-        let file: RunFile = document.parse()?;
+        let document = Document::toml(path)?;
+        let file: RunFile = document.decode()?;
         check(&document, &file)?;
-        let beside = |p: &Path| path.parent().unwrap_or(Path::new("")).join(p);
+        let beside = |p: &Path| document.folder().join(p);
         let settings = Settings {
             name: file.run.name,
             steps: file.run.steps.get(),
@@ -314,24 +314,27 @@ pub fn is_dense(plan: &Plan) -> bool {
 }
 
 /// What the types cannot say.
-fn check(document: &input::Document, file: &RunFile) -> Result<(), InputError> {
+fn check(document: &Document, file: &RunFile) -> Result<(), InputError> {
     let positive = [
-        ("run.wait_s", file.run.wait_s),
-        ("optimizer.learning_rate", f64::from(file.optimizer.learning_rate)),
-        ("exchange.outer_rate", f64::from(file.exchange.outer_rate)),
+        (["run", "wait_s"], file.run.wait_s),
+        (["optimizer", "learning_rate"], f64::from(file.optimizer.learning_rate)),
+        (["exchange", "outer_rate"], f64::from(file.exchange.outer_rate)),
     ];
     for (key, value) in positive {
         if !(value > 0.0 && value.is_finite()) {
-            return Err(document.error_at(key, format!("{value} given, a number above 0 expected")));
+            return Err(document.error(Fault::at(key, format!("{value} given, a number above 0 expected"))));
         }
     }
-    if !(0.0..=1.0).contains(&file.exchange.error_feedback) {
-        let got = file.exchange.error_feedback;
-        return Err(document.error_at("exchange.error_feedback", format!("{got} given, 0 to 1 expected")));
+    let decay = file.exchange.error_feedback;
+    if !(0.0..=1.0).contains(&decay) {
+        let fault = Fault::at(["exchange", "error_feedback"], format!("{decay} given, 0 to 1 expected"));
+        return Err(document.error(fault));
     }
-    if file.exchange.top_k.get() > 4096 {
-        let got = file.exchange.top_k;
-        return Err(document.error_at("exchange.top_k", format!("{got} given, at most 4096 expected")));
+    let top_k = file.exchange.top_k.get();
+    if top_k > 4096 {
+        let fault = Fault::at(["exchange", "top_k"], format!("{top_k} given, at most 4096 expected"))
+            .hint("top_k counts the values kept of every 4096");
+        return Err(document.error(fault));
     }
     Ok(())
 }
