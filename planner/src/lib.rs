@@ -2,6 +2,7 @@
 //! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate.
 
 pub mod cost;
+pub mod explain;
 pub mod inventory;
 pub mod model;
 pub mod plan;

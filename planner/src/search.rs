@@ -1,1 +1,4 @@
 //! search.
+
+#[cfg(test)]
+pub(crate) mod fixture;
