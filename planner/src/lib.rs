@@ -3,6 +3,7 @@
 
 pub mod cost;
 pub mod explain;
+pub mod input;
 pub mod inventory;
 pub mod model;
 pub mod plan;
@@ -11,3 +12,4 @@ pub mod search;
 pub mod simulate;
 pub mod topology;
 pub mod trace;
+pub mod units;
