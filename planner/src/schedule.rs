@@ -4,9 +4,9 @@
 //! 1F1B (PipeDream-flush, arXiv 2006.09503 section 3.2), 3 stages, 4 microbatches, one column a unit of time;
 //! digits are forward passes, small letters input gradients, capitals weight gradients:
 //! ```text
-//! rank 0  012....aAb3B.cC.dD|
-//! rank 1  .01..aA2bB.3cC.dD|.
-//! rank 2  ..0aA1bB.2cC3dD|...
+//! rank 0  012..aA3bB.cC.dD|
+//! rank 1  .01.aA2bB3cC.dD|.
+//! rank 2  ..0aA1bB2cC3dD|..
 //! ```
 //! A stage's input gradient leaves before its weight gradient is computed: the stage before waits for nothing else.
 //! Optimiser steps count from 1; an exchange with period `every` follows the steps that `every` divides.
@@ -96,7 +96,7 @@ pub struct Event {
     pub rank: u32,
     /// What was done.
     pub action: Action,
-    /// Seconds since the start of the recording; for a `Receive` when the waiting began.
+    /// Seconds since the start of the recording; waiting for messages belongs to the action.
     pub start_s: f64,
     /// Seconds since the start of the recording.
     pub end_s: f64,
@@ -159,4 +159,4 @@ impl fmt::Display for Action {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

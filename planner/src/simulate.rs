@@ -29,7 +29,7 @@ mod network;
 mod program;
 
 pub use execute::Transfer;
-pub use network::{MAX_CHUNKS, Network, Resource, Route, reserve};
+pub use network::{Network, Resource, Route};
 
 use execute::{Run, execute};
 use program::Program;

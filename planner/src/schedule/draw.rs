@@ -4,7 +4,8 @@
 //! a-j  input gradient, in the same way          |  step
 //! A-J  weight gradient, in the same way         x  exchange
 //! ```
-//! A column shows what took most of its time. Messages have no column: where they hold a rank up, it waits.
+//! A column shows what took most of its time. Receiving has no mark: a rank that waits for a message waits. Waiting
+//! in a reduce or an exchange belongs to it.
 
 use super::check::meetings;
 use super::replay::replay;

@@ -71,10 +71,14 @@ pub fn units(stage: &Stage, model_layers: u32) -> Vec<Unit> {
     embedding.into_iter().chain((first..end).map(Unit::Layer)).chain(head).collect()
 }
 
-/// For each unit of the seat's stage, the ranks of the exchange's other replicas that hold parts of it.
+/// For each unit of the seat's stage, the ranks of the exchange's other replicas that hold parts of it. Each replica
+/// begins with the one after itself, so that no rank is everybody's first.
 pub fn exchange_peers(plan: &Plan, exchange: &Exchange, seat: Seat<'_>) -> Vec<(Unit, Vec<Peer>)> {
     let stage = &plan.replicas[seat.replica].stages[seat.stage];
-    let others = || exchange.replicas.iter().filter(|&&r| r as usize != seat.replica);
+    let members = &exchange.replicas;
+    let own =
+        members.iter().position(|&r| r as usize == seat.replica).expect("the seat's replica takes part");
+    let others = || members[own + 1..].iter().chain(&members[..own]);
     let owners = |unit| others().map(move |&r| owner(plan, r as usize, unit));
     let peers = |unit| owners(unit).flat_map(|s| boundary_peers(stage, seat.placement.rank, s)).collect();
     units(stage, plan.model.layers).into_iter().map(|unit| (unit, peers(unit))).collect()

@@ -1,15 +1,16 @@
 //! The network as the transport emulates it: resources with a rate, taken first come, first served.
 //!
 //! A message is cut in chunks of what the slowest resource of its route moves in [`CHUNK_S`], within
-//! [`CHUNK_BYTES`]. Each chunk takes every resource of the route, from one common start:
+//! [`CHUNK_BYTES`]. Each chunk passes the route's resources in order, cut-through:
 //! ```text
-//!   start          = max(now, next free of each resource)
-//!   next free of r = start + bytes / rate of r
-//!   end            = start + bytes / smallest rate
+//!   at = now
+//!   for each resource r:  at = max(at, next free of r);  next free of r = at + bytes / rate of r
+//!   end = max over r of its new next free
 //! ```
-//! so a fast NIC is free for other flows while a slow link still moves the chunk. The flow's next chunk asks at `end`;
-//! a message is there at its last chunk's end + latency. Messages of one pair of ranks follow each other.
-//! Loss `p` costs retransmission: every rate counts as `rate x (1 - p)`.
+//! so a fast NIC is free for other flows while a slow link still moves the chunk, and a busy receiver does not idle
+//! its senders' NICs. The flow's next chunk asks at `end`; a message is there at its last chunk's end + latency.
+//! Messages of one pair of ranks follow each other. Loss `p` costs retransmission: every rate counts as
+//! `rate x (1 - p)`.
 //!
 //! Here, unlike on the emulated network, a message has at most [`MAX_CHUNKS`] chunks: totals stay the same, and two
 //! flows that share a resource take turns in chunks of up to 1/16 of a message.
@@ -22,11 +23,11 @@ use std::ops::RangeInclusive;
 use super::SimulateError;
 
 /// Most chunks that a message is cut in.
-pub const MAX_CHUNKS: u64 = 16;
+const MAX_CHUNKS: u64 = 16;
 /// Chunks are no smaller and no larger, the last one excepted.
 const CHUNK_BYTES: RangeInclusive<f64> = 1500.0..=65536.0;
 /// Seconds of the slowest resource that a chunk aims at.
-const CHUNK_S: f64 = 2.5e-3;
+const CHUNK_S: f64 = 4e-3;
 
 /// Something with a rate that messages share, in one direction.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +41,7 @@ pub struct Resource {
 /// How messages get from one rank to another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
-    /// Indices into [`Network::resources`].
+    /// Indices into [`Network::resources`], from sender to receiver.
     pub resources: Vec<usize>,
     /// One way.
     pub latency_s: f64,
@@ -83,7 +84,8 @@ impl Network {
         chunk.max(bytes.div_ceil(MAX_CHUNKS))
     }
 
-    /// Takes the route's resources for a chunk: its start and end.
+    /// Passes a chunk over the route: when it enters the first resource and when it has left the last.
+    /// `next_free_s`, one entry a resource, is moved on.
     pub(super) fn reserve(
         &self,
         next_free_s: &mut [f64],
@@ -91,24 +93,13 @@ impl Network {
         now_s: f64,
         bytes: u64,
     ) -> (f64, f64) {
-        let kept = 1.0 - route.loss;
-        reserve(next_free_s, &route.resources, now_s, bytes, |r| self.resources[r].rate_bytes_per_s * kept)
+        let (mut at_s, mut start_s, mut end_s) = (now_s, None, now_s);
+        for &r in &route.resources {
+            at_s = at_s.max(next_free_s[r]);
+            start_s.get_or_insert(at_s);
+            next_free_s[r] = at_s + bytes as f64 / (self.resources[r].rate_bytes_per_s * (1.0 - route.loss));
+            end_s = end_s.max(next_free_s[r]);
+        }
+        (start_s.unwrap_or(now_s), end_s)
     }
-}
-
-/// The rule: `resources` index `next_free_s`, which is moved on; gives the chunk's start and end.
-pub fn reserve(
-    next_free_s: &mut [f64],
-    resources: &[usize],
-    now_s: f64,
-    bytes: u64,
-    rate_bytes_per_s: impl Fn(usize) -> f64,
-) -> (f64, f64) {
-    let start_s = resources.iter().map(|&r| next_free_s[r]).fold(now_s, f64::max);
-    let mut end_s = start_s;
-    for &r in resources {
-        next_free_s[r] = start_s + bytes as f64 / rate_bytes_per_s(r);
-        end_s = end_s.max(next_free_s[r]);
-    }
-    (start_s, end_s)
 }
