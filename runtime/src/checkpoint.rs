@@ -235,6 +235,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// The error for a tensor whose values cannot be used.
+    pub fn unusable(&self, name: &str, why: &dyn std::fmt::Display) -> CheckpointError {
+        let (expected, got) = (format!("usable values in {name:?}"), why.to_string());
+        CheckpointError::Damaged { path: self.path.clone(), what: "its values cannot be used", expected, got }
+    }
+
     /// Copies tensor `name` into `into`, whose length it must have.
     pub fn copy(&self, name: &str, into: &mut [f32]) -> Result<(), CheckpointError> {
         let damaged = |what, expected: String, got: String| CheckpointError::Damaged {

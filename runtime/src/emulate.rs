@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use narrows_planner::plan::Plan;
 use narrows_planner::schedule::Action;
-use narrows_planner::simulate::{Durations, SimulateError};
+use narrows_planner::simulate::{Costs, Modelled, SimulateError};
 use narrows_planner::topology::Topology;
 use narrows_transport::shape::{ResourceSpec, RouteSpec, Shape, ShapeSpec};
 
@@ -75,19 +75,19 @@ pub enum Emulation {
 }
 
 /// What each action of one rank takes on its device.
-pub struct DeviceTimes {
+pub struct DeviceTimes<'a> {
     rank: u32,
-    durations: Durations,
+    costs: Modelled<'a>,
 }
 
-impl DeviceTimes {
+impl<'a> DeviceTimes<'a> {
     /// From the plan's cost model: the figures that the simulator uses.
-    pub fn of(plan: &Plan, rank: u32) -> Result<Self, SimulateError> {
-        Ok(Self { rank, durations: Durations::of(plan)? })
+    pub fn of(plan: &'a Plan, rank: u32) -> Result<Self, SimulateError> {
+        Ok(Self { rank, costs: Modelled::new(plan, &Topology::new(&plan.cluster))? })
     }
 
     /// Of one action.
     pub fn of_action(&self, action: Action) -> Duration {
-        Duration::from_secs_f64(self.durations.seconds(self.rank, action))
+        Duration::from_secs_f64(self.costs.action_s(self.rank, action))
     }
 }

@@ -14,7 +14,7 @@ mod boundary;
 mod pipeline;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use narrows_planner::plan::Plan;
 use narrows_transport::link::LinkError;
-use narrows_transport::mesh::{Mesh, MeshConfig};
+use narrows_transport::collective::CollectiveError;
+use narrows_transport::mesh::{JobKey, Mesh, MeshConfig, MeshError};
 
 use crate::checkpoint::{CheckpointError, Store};
 use crate::data::DataError;
@@ -60,14 +61,15 @@ pub enum WorkerError {
     /// The line to the coordinator.
     #[error(transparent)]
     Line(#[from] LineError),
-    /// A peer or the network.
-    #[error("step {step}: {source}")]
-    Link {
-        /// Optimiser step.
-        step: u64,
-        /// Which peer, which operation.
-        source: LinkError,
-    },
+    /// The links could not be made.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// A peer or the network; says which, in which step.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The same, between replicas.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
     /// The text.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -99,7 +101,7 @@ impl WorkerError {
     /// Whether another rank or the coordinator is the cause.
     pub fn is_victim(&self) -> bool {
         match self {
-            WorkerError::Line(_) | WorkerError::Link { .. } => true,
+            WorkerError::Line(_) | WorkerError::Mesh(_) | WorkerError::Link(_) | WorkerError::Collective(_) => true,
             WorkerError::Exchange { source, .. } => matches!(source, SparseError::Link(_)),
             _ => false,
         }
@@ -141,7 +143,11 @@ pub fn run(assignment: &Assignment) -> Result<(), WorkerError> {
         // If the coordinator is gone too, the log has it.
         let _ = rank.reporter.send(&Report::Failed { step, victim, error: error.to_string() });
     }
-    mesh.close();
+    match &outcome {
+        // A peer that is lost now has reported its own end.
+        Ok(()) => drop(mesh.close(Instant::now() + wait)),
+        Err(error) => mesh.abort(&error.to_string()),
+    }
     outcome
 }
 
@@ -151,17 +157,21 @@ fn meet(
     settings: &Settings,
     plan: &Plan,
     wait: Duration,
-) -> Result<(Mesh, Reporter, RunClock), WorkerError> {
+) -> Result<(Arc<Mesh>, Reporter, RunClock), WorkerError> {
     let deadline = Instant::now() + wait;
-    let link = |source| WorkerError::Link { step: 0, source };
-    let shape = emulate::open_shape(&assignment.run, settings.emulate).map_err(WorkerError::Assignment)?;
-    let config = MeshConfig::new(assignment.rank, plan.world_size(), &assignment.key, shape);
-    let waiting = Mesh::bind(config.map_err(|e| WorkerError::Assignment(e.to_string()))?).map_err(link)?;
+    let key = JobKey::from_hex(&assignment.key)
+        .ok_or_else(|| WorkerError::Assignment("NARROWS_JOB_KEY is not 64 hexadecimal digits".into()))?;
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let waiting = Mesh::bind(MeshConfig {
+        shape: emulate::open_shape(&assignment.run, settings.emulate).map_err(WorkerError::Assignment)?,
+        send_timeout: wait,
+        ..MeshConfig::new(assignment.rank, plan.world_size(), key, listen)
+    })?;
     let hello =
         Report::Hello { key: assignment.key.clone(), rank: assignment.rank, address: waiting.address() };
     let mut line = Line::connect(assignment.coordinator, &hello, deadline)?;
     let (peers, began_ns) = line.wait_for_start(deadline)?;
-    let mesh = waiting.connect(&peers, deadline).map_err(link)?;
+    let mesh = Arc::new(waiting.connect(&peers, deadline)?);
     let aborted = mesh.clone();
     let reporter = line.split(move |reason| aborted.abort(&reason)).map_err(WorkerError::Trace)?;
     Ok((mesh, reporter, RunClock::since(began_ns)))
@@ -191,6 +201,7 @@ impl Rank<'_> {
         };
         for step in first..=settings.steps {
             self.step.store(step, Ordering::Relaxed);
+            mesh.set_step(step);
             tracing::debug!(step, "step");
             let done = pipeline.step(step)?;
             self.finish(&mut pipeline, &store, done)?;

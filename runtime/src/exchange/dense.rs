@@ -8,8 +8,8 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use narrows_transport::collective::all_reduce_direct;
-use narrows_transport::link::{LinkError, Tag};
+use narrows_transport::collective::{CollectiveError, all_reduce_direct};
+use narrows_transport::link::Tag;
 use narrows_transport::mesh::Mesh;
 
 use super::Ownership;
@@ -21,7 +21,7 @@ pub fn all_reduce(
     tag: impl Fn(u32) -> Tag,
     wait: Duration,
     gradients: &mut [f32],
-) -> Result<(), LinkError> {
+) -> Result<(), CollectiveError> {
     for run in runs(ownership) {
         if run.owners.len() > 1 {
             let values = &mut gradients[run.range];

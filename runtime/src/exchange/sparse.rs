@@ -67,7 +67,7 @@ pub enum SparseError {
 impl Sparse {
     /// Starts from `parameters`, equal on all replicas.
     pub fn new(ownership: &Ownership, parameters: &[f32], top_k: TopK, decay: f32, outer_rate: f32) -> Self {
-        let feedback = ownership.units.iter().map(|u| ErrorFeedback::new(u.range.len(), decay)).collect();
+        let feedback = ownership.units.iter().map(|u| ErrorFeedback::new(u.range.len(), decay).expect("settings hold the decay within 0 and 1")).collect();
         let longest = ownership.units.iter().map(|u| u.range.len()).max().unwrap_or(0);
         Self {
             start: parameters.to_vec(),

@@ -23,7 +23,10 @@ impl Boundary {
             Codec::None => BoundaryCodec::None,
             Codec::Bf16 => BoundaryCodec::Bf16,
             Codec::Int8 => BoundaryCodec::Int8,
-            Codec::Subspace { rank } => BoundaryCodec::Subspace(Subspace::new(width, rank as usize, seed)),
+            Codec::Subspace { rank } => {
+                let subspace = Subspace::from_seed(seed, width, rank as usize);
+                BoundaryCodec::Subspace(subspace.expect("a checked plan has a rank below the width"))
+            },
         };
         Self { codec, rows, width }
     }

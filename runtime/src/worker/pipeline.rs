@@ -54,7 +54,7 @@ pub struct Pipeline<'a> {
     before: Option<Boundary>,
     after: Option<Boundary>,
     first_sequence: usize,
-    times: DeviceTimes,
+    times: DeviceTimes<'a>,
     pace: Pace,
     plain: Checked<Schedule>,
     exchanging: Checked<Schedule>,
@@ -192,10 +192,7 @@ impl<'a> Pipeline<'a> {
     /// Waits for a message and decodes it into `incoming`.
     fn receive_into(&mut self, from: u32, tag: Tag, what: Payload) -> Result<(), WorkerError> {
         let step = self.now.step;
-        let deadline = Instant::now() + self.wait();
-        self.mesh
-            .recv(from, tag, &mut self.message, deadline)
-            .map_err(|source| WorkerError::Link { step, source })?;
+        self.mesh.recv(from, tag, &mut self.message, Instant::now() + self.wait())?;
         let boundary = match what {
             Payload::Activation => self.before.as_ref(),
             Payload::Gradient => self.after.as_ref(),
@@ -214,10 +211,7 @@ impl<'a> Pipeline<'a> {
         let start = Instant::now();
         let message = self.now.outgoing.take().expect("the schedule sends what was just computed");
         self.now.codec_bytes.push((to, message.len() as u64));
-        let step = self.now.step;
-        self.mesh
-            .send(to, self.tag(kind, microbatch), message)
-            .map_err(|source| WorkerError::Link { step, source })?;
+        self.mesh.send(to, self.tag(kind, microbatch), message)?;
         Ok(Span { start, end: Instant::now() })
     }
 
@@ -284,8 +278,7 @@ impl<'a> Pipeline<'a> {
             let peers = unit.owners.iter().filter(|&&o| o != self.rank);
             self.now.codec_bytes.extend(peers.map(|&peer| (peer, share)));
         }
-        dense::all_reduce(&self.ownership, self.mesh, tag, wait, self.stage.gradients_mut())
-            .map_err(|source| WorkerError::Link { step, source })
+        Ok(dense::all_reduce(&self.ownership, self.mesh, tag, wait, self.stage.gradients_mut())?)
     }
 
     fn exchange(&mut self) -> Result<(), WorkerError> {
@@ -333,9 +326,7 @@ impl<'a> Pipeline<'a> {
             Output::Loss(loss) => Ok(loss),
             Output::Activation(values) => {
                 let message = self.after.as_ref().expect("not the last stage").encode(values);
-                self.mesh
-                    .send(stages[here + 1].ranks[0].rank, tag, message)
-                    .map_err(|source| WorkerError::Link { step, source })?;
+                self.mesh.send(stages[here + 1].ranks[0].rank, tag, message)?;
                 Ok(0.0)
             }
         }
@@ -434,11 +425,11 @@ fn tag(kind: Kind, step: u64, index: u32) -> Tag {
 }
 
 fn sparse(plan: &Plan, settings: &Settings, ownership: &Ownership, stage: &GptStage) -> Option<Sparse> {
-    let kind = plan.exchange.iter().find_map(|e| match e.kind {
+    let kept = plan.exchange.iter().find_map(|e| match e.kind {
         ExchangeKind::Sparse { top_k } => Some(top_k),
         _ => None,
     })?;
-    let top_k = TopK::of_4096(kind as usize);
+    let top_k = TopK::new(kept as usize).expect("a checked plan keeps 1 to 4096");
     Some(Sparse::new(ownership, stage.parameters(), top_k, settings.error_feedback, settings.outer_rate))
 }
 

@@ -58,7 +58,7 @@ pub fn load(
         let mut rest = all.as_slice();
         for feedback in &mut sparse.feedback {
             let (mine, others) = rest.split_at(feedback.buffer().len());
-            feedback.buffer_mut().copy_from_slice(mine);
+            feedback.set_buffer(mine).map_err(|e| file.unusable(FEEDBACK, &e))?;
             rest = others;
         }
     }
