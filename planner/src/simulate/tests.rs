@@ -38,6 +38,10 @@ impl Costs for Flat {
     fn exchange_bytes(&self, _: Unit, _: ExchangeKind) -> u64 {
         self.unit_bytes
     }
+
+    fn memory_bytes(&self, _: u32, in_flight: u32) -> u64 {
+        u64::from(in_flight)
+    }
 }
 
 /// Every rank has a NIC of its own, a way out and a way in, and reaches every other over the two.
