@@ -18,6 +18,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::trace::TraceEvent;
+
 mod check;
 mod draw;
 mod generate;
@@ -27,7 +29,7 @@ mod replay;
 pub use check::{Checked, ScheduleError, check, check_forward_only};
 pub use draw::{draw, draw_events};
 pub use generate::{forward_only, gpipe, of, one_f_one_b};
-pub use peers::{Peer, Share, Unit, boundary_peers, exchange_peers, exchanges_at, units};
+pub use peers::{Peer, Share, Unit, boundary_peers, exchange_peers, exchanges_at, talking_pairs, units};
 
 /// What crosses a stage boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -100,6 +102,23 @@ pub struct Event {
     pub start_s: f64,
     /// Seconds since the start of the recording.
     pub end_s: f64,
+}
+
+impl Event {
+    /// As a bar in the rank's first row of a trace.
+    pub fn trace(&self) -> TraceEvent<'static> {
+        let kind = self.action.name();
+        let microbatch = self.action.microbatch();
+        TraceEvent {
+            name: microbatch.map_or(kind.into(), |m| format!("{kind} {m}").into()),
+            category: kind.into(),
+            rank: self.rank,
+            thread: 0,
+            start_us: self.start_s * 1e6,
+            duration_us: (self.end_s - self.start_s) * 1e6,
+            args: microbatch.map(|m| ("microbatch", m.into())).into_iter().collect(),
+        }
+    }
 }
 
 impl Action {

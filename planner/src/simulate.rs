@@ -21,15 +21,23 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::plan::{ExchangeKind, Plan};
+use crate::cost::compute::model_flops;
+use crate::plan::{ExchangeKind, Plan, Predicted};
 use crate::schedule::{self, Action, Checked, Event, Payload, Schedule, ScheduleError, Unit};
+use crate::topology::Topology;
 
 mod execute;
+mod modelled;
 mod network;
 mod program;
+mod render;
+mod trace;
 
 pub use execute::Transfer;
+pub use modelled::Modelled;
 pub use network::{Network, Resource, Route};
+pub use render::render;
+pub use trace::write_trace;
 
 use execute::{Run, execute};
 use program::Program;
@@ -43,6 +51,8 @@ pub trait Costs {
     fn boundary_bytes(&self, replica: usize, boundary: usize, what: Payload) -> u64;
     /// Of a unit: its whole gradient or pseudo-gradient if dense, one replica's frame if sparse.
     fn exchange_bytes(&self, unit: Unit, kind: ExchangeKind) -> u64;
+    /// What the rank needs with the activations of `in_flight` microbatches held.
+    fn memory_bytes(&self, rank: u32, in_flight: u32) -> u64;
 }
 
 /// What the simulation of a plan gives.
@@ -70,6 +80,8 @@ pub struct Simulation {
     pub exchange_transfers: Vec<Transfer>,
     /// By rank: the most microbatches whose activations it holds at once.
     pub peak_in_flight: Vec<u32>,
+    /// By rank: the bytes it needs for that and for its states.
+    pub peak_memory_bytes: Vec<u64>,
 }
 
 /// A rank in a usual step.
@@ -134,12 +146,55 @@ pub enum SimulateError {
         /// Receiver.
         to: u32,
     },
+    /// A placement that the inventory does not have.
+    #[error(
+        "simulating the plan: rank {rank} is placed on GPU {gpu} of host \"{host}\", which the inventory does not have"
+    )]
+    NoSuchGpu {
+        /// The rank.
+        rank: u32,
+        /// Of its placement.
+        host: String,
+        /// Of its placement.
+        gpu: u32,
+    },
 }
 
 /// Usual steps before anything is measured: the first begins with an empty pipeline and idle links.
 const WARM_UP_STEPS: usize = 2;
 /// Steps measured after those.
 const MEASURED_STEPS: usize = 4;
+
+/// Executes the plan on its own inventory, by the cost model.
+///
+/// # Errors
+/// If the schedule is unsound, a GPU is not in the inventory or two ranks that must talk have no way.
+pub fn simulate(plan: &Plan) -> Result<Simulation, SimulateError> {
+    let topology = Topology::new(&plan.cluster);
+    simulate_on(plan, &Network::of(plan, &topology)?, &Modelled::new(plan, &topology)?)
+}
+
+/// The figures that a plan's `predicted` holds.
+///
+/// # Errors
+/// As [`simulate`].
+pub fn predicted(plan: &Plan) -> Result<Predicted, SimulateError> {
+    simulate(plan).map(|simulation| simulation.predicted(plan))
+}
+
+impl Simulation {
+    /// This simulation of `plan` in the plan's own terms.
+    pub fn predicted(&self, plan: &Plan) -> Predicted {
+        let microbatches: u32 = plan.replicas.iter().map(|r| r.microbatches).sum();
+        let flops = f64::from(microbatches) * model_flops(&plan.model, plan.micro_batch);
+        Predicted {
+            iteration_s: self.iteration_s,
+            tokens_per_s: plan.tokens_per_step() as f64 / self.iteration_s,
+            model_flops_per_s_per_gpu: flops / self.iteration_s / f64::from(plan.world_size()),
+            peak_memory_bytes: self.peak_memory_bytes.clone(),
+        }
+    }
+}
 
 /// Executes the plan's schedule with these costs on this network.
 ///
@@ -158,7 +213,7 @@ pub fn simulate_on(plan: &Plan, network: &Network, costs: &dyn Costs) -> Result<
         iteration_s += share * (run.end_s() - usual.end_s());
         fullest = Some(run);
     }
-    Ok(Report { network, usual, fullest }.simulation(iteration_s, step_s))
+    Ok(Report { network, costs, usual, fullest }.simulation(iteration_s, step_s))
 }
 
 /// Which steps differ in what they exchange, and how often each kind comes.
@@ -243,6 +298,7 @@ impl Simulated {
 /// What is read off the runs once they are made.
 struct Report<'a> {
     network: &'a Network,
+    costs: &'a dyn Costs,
     usual: Simulated,
     fullest: Option<Simulated>,
 }
@@ -263,6 +319,7 @@ impl Report<'_> {
             transfers,
             exchange_timeline,
             exchange_transfers,
+            peak_memory_bytes: self.peak_memory_bytes(),
             peak_in_flight: self.usual.peak_in_flight,
         }
     }
@@ -270,6 +327,10 @@ impl Report<'_> {
     fn rank_loads(&self, step_s: f64) -> Vec<RankLoad> {
         let busy = (0..).zip(self.usual.program.busy_s(WARM_UP_STEPS));
         busy.map(|(rank, busy_s)| RankLoad { rank, busy_s, idle_s: step_s - busy_s }).collect()
+    }
+
+    fn peak_memory_bytes(&self) -> Vec<u64> {
+        (0..).zip(&self.usual.peak_in_flight).map(|(rank, &n)| self.costs.memory_bytes(rank, n)).collect()
     }
 
     fn link_loads(&self) -> Vec<LinkLoad> {

@@ -183,3 +183,89 @@ impl serde::Serialize for Args<'_> {
         serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &str) -> TraceEvent<'_> {
+        TraceEvent {
+            name: name.into(),
+            category: "forward".into(),
+            rank: 3,
+            thread: 1,
+            start_us: 1.5,
+            duration_us: 0.25,
+            args: vec![("microbatch", 7.into())],
+        }
+    }
+
+    fn parsed(bytes: &[u8]) -> Vec<Value> {
+        let trace: Value = serde_json::from_slice(bytes).unwrap();
+        trace["traceEvents"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn an_event_carries_what_the_viewers_read() {
+        let mut file = Vec::new();
+        let heading = Heading::Process { rank: 3, name: "rank 3: \"slow\"\n".into() };
+        write_chrome(&mut file, [heading], [event("forward 7")]).unwrap();
+        let lines = parsed(&file);
+        assert_eq!(lines[0]["args"]["name"], "rank 3: \"slow\"\n");
+        let expected = serde_json::json!({
+            "ph": "X", "name": "forward 7", "cat": "forward", "pid": 3, "tid": 1, "ts": 1.5, "dur": 0.25,
+            "args": {"microbatch": 7}
+        });
+        assert_eq!(lines[1], expected);
+    }
+
+    #[test]
+    fn a_trace_without_events_is_valid() {
+        let mut file = Vec::new();
+        write_chrome(&mut file, [], []).unwrap();
+        assert!(parsed(&file).is_empty());
+    }
+
+    #[test]
+    fn a_trace_dropped_half_way_is_valid() {
+        let mut file = Vec::new();
+        let mut trace = ChromeTrace::new(&mut file).unwrap();
+        trace.event(&event("a")).unwrap();
+        trace.event(&event("b")).unwrap();
+        drop(trace);
+        assert_eq!(parsed(&file).len(), 2);
+    }
+
+    #[test]
+    fn a_time_that_is_not_finite_is_refused_and_spoils_nothing() {
+        let mut file = Vec::new();
+        let mut trace = ChromeTrace::new(&mut file).unwrap();
+        trace.event(&event("a")).unwrap();
+        let error = trace.event(&TraceEvent { duration_us: f64::NAN, ..event("b") }).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        trace.finish().unwrap();
+        assert_eq!(parsed(&file).len(), 1);
+    }
+
+    /// A disk that is full after `left` bytes.
+    struct Full {
+        left: usize,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told() {
+        let error = write_chrome(Full { left: 60 }, [], [event("a")]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}

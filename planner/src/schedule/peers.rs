@@ -8,6 +8,8 @@
 //!
 //! Not here: how many bytes a tensor has (`cost`), the order of messages (`generate`).
 
+use std::collections::BTreeSet;
+
 use crate::plan::{Exchange, ExchangeKind, Plan, Seat, Stage};
 
 /// What replicas exchange as a whole: the parameters of one unit lie on one stage.
@@ -82,6 +84,24 @@ pub fn exchange_peers(plan: &Plan, exchange: &Exchange, seat: Seat<'_>) -> Vec<(
     let owners = |unit| others().map(move |&r| owner(plan, r as usize, unit));
     let peers = |unit| owners(unit).flat_map(|s| boundary_peers(stage, seat.placement.rank, s)).collect();
     units(stage, plan.model.layers).into_iter().map(|unit| (unit, peers(unit))).collect()
+}
+
+/// All ordered pairs of ranks between which the plan's schedules send, exchanges included.
+pub fn talking_pairs(plan: &Plan) -> BTreeSet<(u32, u32)> {
+    let seats = plan.seats();
+    let neighbours = seats.iter().flat_map(|seat| {
+        let stages = &plan.replicas[seat.replica].stages;
+        let others = [seat.stage.checked_sub(1), Some(seat.stage + 1)].into_iter().flatten();
+        let peers = |other: usize| boundary_peers(&stages[seat.stage], seat.placement.rank, &stages[other]);
+        let peers = others.filter(|&o| o < stages.len()).flat_map(peers);
+        peers.map(|p| (seat.placement.rank, p.rank)).collect::<Vec<_>>()
+    });
+    let owners = seats.iter().flat_map(|&seat| {
+        // At step 0 every exchange is due.
+        let units = exchanges_at(plan, seat.replica, 0).flat_map(move |e| exchange_peers(plan, e, seat));
+        units.flat_map(|(_, peers)| peers).map(move |p| (seat.placement.rank, p.rank))
+    });
+    neighbours.chain(owners).collect()
 }
 
 /// The exchanges that `replica` takes part in at optimiser step `step` (from 1): dense ones at every step, the

@@ -38,6 +38,10 @@ impl Costs for Flat {
     fn exchange_bytes(&self, _: Unit, _: ExchangeKind) -> u64 {
         self.unit_bytes
     }
+
+    fn memory_bytes(&self, _: u32, in_flight: u32) -> u64 {
+        u64::from(in_flight)
+    }
 }
 
 /// Every rank has a NIC of its own, a way out and a way in, and reaches every other over the two.
@@ -272,4 +276,75 @@ proptest! {
         }
         prop_assert!(simulation.iteration_s >= simulation.step_s - 1e-9);
     }
+}
+
+/// Two unlike hosts over a thin link, a pipeline over both beside a replica of one GPU.
+fn emulated() -> Plan {
+    use crate::inventory::Cluster;
+    use crate::search::fixture::{fabric, gpt, link};
+    let (mut fast, mut slow) = (fabric("fast", 1, 2), fabric("slow", 1, 1));
+    fast.gpu.fp32_flops_per_s = 40e9;
+    slow.gpu.fp32_flops_per_s = 20e9;
+    slow.nic.latency_s = 0.0;
+    let mut plan = plan(&[(5, &[1, 1]), (3, &[1])]);
+    plan.cluster = Cluster { clusters: vec![fast, slow], links: vec![link("fast", "slow", 12.5e6, 1e-3)] };
+    plan.model = gpt(8, 256);
+    let places = [("fast-0", 0), ("slow-0", 0), ("fast-0", 1)];
+    let ranks = plan.replicas.iter_mut().flat_map(|r| &mut r.stages).flat_map(|s| &mut s.ranks);
+    for (placement, (host, gpu)) in ranks.zip(places) {
+        (placement.host, placement.gpu) = (host.to_owned(), gpu);
+    }
+    plan.exchange = vec![exchange(&[0, 1], SPARSE, 30)];
+    plan
+}
+
+#[test]
+fn a_plan_is_simulated_on_its_own_inventory() {
+    let plan = emulated();
+    let simulation = simulate(&plan).unwrap();
+    let predicted = predicted(&plan).unwrap();
+    assert_eq!(predicted, simulation.predicted(&plan));
+    assert!(close(predicted.tokens_per_s, 8.0 * 128.0 / simulation.iteration_s));
+    // The slow stage has 4 layers and the head: its work is the bottleneck, its memory the formula's.
+    let slow = &simulation.ranks[1];
+    let flops = 5.0 * (4.0 * 3.0 * 218_103_808.0 + 3.0 * 2.0 * 128.0 * 256.0 * 256.0);
+    assert!(close(slow.busy_s, flops / 20e9), "{}", slow.busy_s);
+    assert!(simulation.step_s >= slow.busy_s);
+    assert!(predicted.peak_memory_bytes[0] > 24 * 4 * 789_760);
+    // 128 rows of 256 in f32, 5 microbatches, over the link.
+    let link = simulation.links.iter().find(|l| l.name == "fast-0/fast~slow/out").unwrap();
+    assert_eq!(link.traffic.step_bytes, 5 * 131_072);
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_named() {
+    let mut plan = emulated();
+    plan.replicas[0].stages[1].ranks[0].gpu = 7;
+    let error = simulate(&plan).unwrap_err();
+    assert_eq!(error, SimulateError::NoSuchGpu { rank: 1, host: "slow-0".into(), gpu: 7 });
+}
+
+#[test]
+fn a_trace_has_every_action_that_takes_time_and_every_message() {
+    let plan = emulated();
+    let simulation = simulate(&plan).unwrap();
+    let mut file = Vec::new();
+    write_trace(&simulation, &plan, &mut file).unwrap();
+    let trace: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    let count = |category: &str| {
+        trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["cat"] == category).count()
+    };
+    assert_eq!(count("forward"), 2 * (5 + 5 + 3), "a usual step and one with the exchange");
+    assert_eq!(count("exchange"), 1, "who comes last finds the others' frames there");
+    assert_eq!(count("transfer"), 2 * 10 + 2 * UNITS as usize);
+}
+
+#[test]
+fn the_text_shows_the_figure_the_picture_the_ranks_and_the_links() {
+    let plan = emulated();
+    let text = render(&plan, &simulate(&plan).unwrap());
+    for part in ["iteration", "every 30 steps", "rank 2  ", "slow-0/gpu0", "fast-0/fast~slow/out", "4..8"] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+    assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
 }
