@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad input; `launch` gives the failed
 //! rank's own, an interrupt 130.
 
+mod bench;
 mod launch;
 mod plan;
 mod report;
@@ -39,6 +40,8 @@ enum Command {
     Train(train::Train),
     /// A run, predicted beside measured
     Report(report::Report),
+    /// The figures of docs/performance.md, re-run
+    Bench(bench::Bench),
     /// One rank of `narrows train` (started by it)
     #[command(hide = true)]
     Worker,
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch::run(args),
         Command::Train(args) => train::run(args),
         Command::Report(args) => report::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Worker => worker::run(),
     };
     result.unwrap_or_else(|error| terminal::fail(&error))

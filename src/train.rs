@@ -54,7 +54,7 @@ pub fn run(args: Train) -> anyhow::Result<ExitCode> {
 fn prepare(args: &Train, start: Start) -> Result<Prepared, TrainError> {
     let run = Run::read(&args.run)?;
     note(format_args!("planning {} …", run.settings.name));
-    let prepared = train::prepare(&run, start, &crate::plan::options_of(&run))?;
+    let prepared = train::prepare(&run, start)?;
     if let Some(summary) = crate::plan::summary(&prepared.plan) {
         note(summary);
     }

@@ -27,7 +27,7 @@ use crate::launch::{self, Echo, JobEnvironment, JobKey, LaunchConfig, Outcome, R
 use crate::rendezvous::Coordinator;
 use crate::report::files::{RunFolder, StepRecord};
 use conductor::Conductor;
-pub use prepare::{Prepared, Start, prepare};
+pub use prepare::{Prepared, Start, plan_of, prepare};
 
 /// How long a rank may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);

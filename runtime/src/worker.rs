@@ -194,7 +194,7 @@ impl Rank<'_> {
         let first = match self.assignment.resume {
             Some(step) => {
                 let manifest = store.manifest(step, &settings.fingerprint(plan), plan.world_size())?;
-                pipeline.load(&store.read_shard(&manifest, rank)?)?;
+                pipeline.load(&store.read_shard(&manifest, rank)?, step)?;
                 step + 1
             }
             None => 1,

@@ -3,6 +3,7 @@
 //! A folder belongs to one run. Starting into a folder that holds one needs a word: `--resume` goes on from its newest
 //! whole checkpoint with its own plan, `--fresh` deletes it first. A folder that holds anything else is never deleted.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +49,7 @@ pub struct Prepared {
 }
 
 /// Prepares `run` in its folder.
-pub fn prepare(run: &Run, start: Start, search: &SearchOptions) -> Result<Prepared, TrainError> {
+pub fn prepare(run: &Run, start: Start) -> Result<Prepared, TrainError> {
     let folder = std::path::absolute(&run.out).map_err(folder_error(&run.out))?;
     match start {
         Start::New => refuse_used(&folder)?,
@@ -62,7 +63,7 @@ pub fn prepare(run: &Run, start: Start, search: &SearchOptions) -> Result<Prepar
     };
     let plan = match start {
         Start::Resume => plan::read(&RunFolder::at(&folder).plan())?,
-        Start::New | Start::Fresh => planned(run, search)?,
+        Start::New | Start::Fresh => plan_of(run)?,
     };
     refuse_what_cannot_run(&plan)?;
     let sequence = plan.model.sequence as usize;
@@ -75,14 +76,14 @@ pub fn prepare(run: &Run, start: Start, search: &SearchOptions) -> Result<Prepar
     Ok(Prepared { settings, plan, folder, resumed: 0, began_s: 0.0 })
 }
 
-/// The plan that the run names, or a new one.
-fn planned(run: &Run, options: &SearchOptions) -> Result<Plan, TrainError> {
+/// The plan that the run names, or a new one for the native engine.
+pub fn plan_of(run: &Run) -> Result<Plan, TrainError> {
     if let Some(path) = &run.plan {
         return Ok(plan::read(path)?);
     }
     let cluster = inventory::read(&run.cluster)?;
     let model = model::read(&run.model)?;
-    let solved = search::search(&cluster, &model, options).map_err(|e| TrainError::Impossible(e.to_string()))?;
+    let solved = search::search(&cluster, &model, &options(run, &model)).map_err(|e| TrainError::Impossible(e.to_string()))?;
     Ok(solved.plan)
 }
 
@@ -101,13 +102,13 @@ fn resumed(settings: Settings, plan: Plan, folder: PathBuf) -> Result<Prepared, 
     let manifest: Manifest = store.manifest(step, &settings.fingerprint(&plan), plan.world_size())?;
     store.verify(&manifest)?;
     let paths = RunFolder::at(&folder);
-    let mut began_s = 0.0;
-    read_lines(&paths.steps(), |record: StepRecord, _| {
-        if record.step <= step {
-            began_s += record.iteration_s;
-        }
+    let mut took_s = BTreeMap::new(); // the last record of a step counts
+    read_lines(&paths.steps(), |_, record: StepRecord| {
+        took_s.insert(record.step, record.iteration_s);
+        Ok(())
     })
     .map_err(|e| TrainError::Impossible(e.to_string()))?;
+    let began_s = took_s.range(..=step).map(|(_, seconds)| seconds).sum();
     write_json(&paths.root().join("settings.json"), &settings)?;
     if settings.emulate == Emulation::On {
         emulate::write_shape(&folder, &plan).map_err(folder_error(&folder))?;

@@ -14,7 +14,7 @@ use super::boundary::Boundary;
 use super::{WorkerError, state};
 use crate::checkpoint::{CheckpointError, Loaded, Shard, Store};
 use crate::data::{Sequences, Text};
-use crate::emulate::DeviceTimes;
+use crate::emulate::{DeviceTimes, Emulation};
 use crate::engine::{AdamW, Goal, GptStage, Input, Output, Upstream};
 use crate::exchange::Ownership;
 use crate::exchange::dense;
@@ -114,7 +114,10 @@ impl<'a> Pipeline<'a> {
             after: boundary(Some(seat.stage)),
             first_sequence: (sequences_before * plan.micro_batch) as usize,
             times: DeviceTimes::of(plan, rank).map_err(|e| wrong(&e))?,
-            pace: if settings.emulate { Pace::emulated() } else { Pace::unpaced() },
+            pace: match settings.emulate {
+                Emulation::On => Pace::emulated(),
+                Emulation::Off => Pace::unpaced(),
+            },
             plain: schedule(if every == 1 { 1 } else { every + 1 })?,
             exchanging: schedule(every)?,
             trace: Appender::open(&RunFolder::at(run).trace(rank))?,
@@ -192,7 +195,8 @@ impl<'a> Pipeline<'a> {
     /// Waits for a message and decodes it into `incoming`.
     fn receive_into(&mut self, from: u32, tag: Tag, what: Payload) -> Result<(), WorkerError> {
         let step = self.now.step;
-        self.mesh.recv(from, tag, &mut self.message, Instant::now() + self.wait())?;
+        let deadline = Instant::now() + self.wait();
+        self.mesh.recv(from, tag, &mut self.message, deadline)?;
         let boundary = match what {
             Payload::Activation => self.before.as_ref(),
             Payload::Gradient => self.after.as_ref(),
