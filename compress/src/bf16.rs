@@ -1,6 +1,6 @@
 //! Values as bfloat16: the upper half of an f32, rounded to nearest, ties to even. Two bytes a value, little endian.
 //!
-//! Relative error at most 2^-9 for normal numbers. NaN stays NaN and infinity infinity; a number above the largest
+//! Relative error at most 2^-8 for normal numbers. NaN stays NaN and infinity infinity; a number above the largest
 //! bfloat16 (3.39e38) becomes infinity. In integers rather than by `half` one at a time, so that the loops vectorise.
 
 /// Appends two bytes for each value.

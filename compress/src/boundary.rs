@@ -3,7 +3,7 @@
 //! | codec | bytes a row | loss |
 //! | --- | --- | --- |
 //! | none | 4 width | none |
-//! | bf16 | 2 width | 2^-9 of each value |
+//! | bf16 | 2 width | 2^-8 of each value at most |
 //! | int8 | width + 4 | 1/254 of the row's largest |
 //! | subspace | 2 rank | what lies outside the subspace, then as bf16 |
 //!
@@ -165,5 +165,78 @@ fn encode_plain(values: &[f32], out: &mut Vec<u8>) {
 fn decode_plain(bytes: &[u8], out: &mut [f32]) {
     for (value, &word) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *value = f32::from_le_bytes(word);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::gaussian;
+
+    const WIDTH: usize = 48;
+
+    fn codecs() -> [BoundaryCodec; 4] {
+        let subspace = Subspace::from_seed(1, WIDTH, 12).unwrap();
+        [BoundaryCodec::None, BoundaryCodec::Bf16, BoundaryCodec::Int8, BoundaryCodec::Subspace(subspace)]
+    }
+
+    fn coded(codec: &BoundaryCodec, x: &[f32]) -> Vec<f32> {
+        let (mut bytes, mut back) = (Vec::new(), vec![0.0; x.len()]);
+        codec.encode(x, WIDTH, None, &mut bytes);
+        codec.decode(&bytes, x.len() / WIDTH, WIDTH, None, &mut back).unwrap();
+        back
+    }
+
+    #[test]
+    fn encoding_appends_exactly_the_stated_length() {
+        for codec in codecs() {
+            for rows in [0, 1, 7, 300] {
+                let mut out = vec![7; 3];
+                codec.encode(&gaussian(2, rows * WIDTH), WIDTH, None, &mut out);
+                assert_eq!(out.len() - 3, codec.encoded_len(rows, WIDTH), "{codec:?}, {rows} rows");
+                assert_eq!(out[..3], [7; 3]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_loss_is_that_of_the_table() {
+        let x = gaussian(3, 5 * WIDTH);
+        let largest_error = |codec| {
+            let back = coded(codec, &x);
+            x.iter().zip(back).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+        };
+        let [none, bf16, int8, _] = codecs();
+        let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        assert_eq!(largest_error(&none), 0.0);
+        assert!((1e-4..=largest / 256.0).contains(&largest_error(&bf16)));
+        assert!((1e-3..=largest / 253.9).contains(&largest_error(&int8)));
+    }
+
+    #[test]
+    fn a_diverging_value_shows_through_every_codec() {
+        for codec in codecs() {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = gaussian(4, 2 * WIDTH);
+                x[5] = bad;
+                let back = coded(&codec, &x);
+                assert!(back[..WIDTH].iter().any(|y| !y.is_finite()), "{codec:?} hid {bad}");
+                assert!(back[WIDTH..].iter().all(|y| y.is_finite()), "{codec:?} spread {bad} to another row");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_length_is_refused_and_changes_nothing() {
+        for codec in codecs() {
+            let expected = codec.encoded_len(3, WIDTH);
+            for got in [0, expected - 1, expected + 1] {
+                let mut out = vec![1.0; 3 * WIDTH];
+                let error = codec.decode(&vec![0; got], 3, WIDTH, None, &mut out).unwrap_err();
+                let kind = codec.kind();
+                assert_eq!(error, BoundaryError::Length { kind, rows: 3, width: WIDTH, expected, got });
+                assert!(out.iter().all(|&x| x == 1.0));
+            }
+        }
     }
 }

@@ -45,3 +45,48 @@ pub fn boundary_flops(kind: BoundaryKind, rows: usize, width: usize) -> u64 {
         BoundaryKind::Subspace { rank } => 2 * rows as u64 * width as u64 * rank as u64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorFeedback, sample::gaussian};
+
+    fn real_bytes(values: &[f32], top_k: TopK) -> usize {
+        ErrorFeedback::new(values.len(), 0.0).unwrap().compress(values, top_k).unwrap().len()
+    }
+
+    #[test]
+    fn the_expected_bytes_are_those_of_random_data() {
+        let values = gaussian(1, BLOCK + 100 * CHUNK / 3);
+        for kept in [1, 32, 64, 128, 256, 1000, CHUNK] {
+            let top_k = TopK::new(kept).unwrap();
+            let real = real_bytes(&values, top_k) as f64;
+            let expected = frame_bytes_expected(values.len() as u64, top_k);
+            assert!((expected / real - 1.0).abs() < 0.01, "k = {kept}: expected {expected}, real {real}");
+        }
+    }
+
+    #[test]
+    fn no_placement_exceeds_the_largest() {
+        let elements = 3 * CHUNK + 1000;
+        for kept in [1, 3, 64, 700, CHUNK] {
+            let top_k = TopK::new(kept).unwrap();
+            // All at the end of each chunk: one gap takes all the zeros.
+            let values: Vec<f32> = (0..elements).map(|i| (i % CHUNK) as f32).collect();
+            let largest = frame_bytes_max(elements as u64, top_k) as usize;
+            let real = real_bytes(&values, top_k);
+            assert!((largest - 8..=largest).contains(&real), "k = {kept}: {real} of {largest}");
+        }
+    }
+
+    #[test]
+    fn boundaries_cost_what_their_table_says() {
+        let subspace = BoundaryKind::Subspace { rank: 40 };
+        assert_eq!(boundary_bytes(BoundaryKind::None, 10, 4096), 163_840);
+        assert_eq!(boundary_bytes(BoundaryKind::Bf16, 10, 4096), 81_920);
+        assert_eq!(boundary_bytes(BoundaryKind::Int8, 10, 4096), 41_000);
+        assert_eq!(boundary_bytes(subspace, 10, 4096), 800);
+        assert_eq!(boundary_flops(subspace, 10, 4096), 3_276_800);
+        assert_eq!(boundary_flops(BoundaryKind::Int8, 10, 4096), 0);
+    }
+}

@@ -132,3 +132,105 @@ fn all_finite(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f32) -> bool {
         zeros.iter().all(|&sum| sum == 0.0) && a_rest.iter().zip(b_rest).all(|(&a, &b)| of(a, b).is_finite())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{decode_add, sample::gaussian};
+    use proptest::prelude::*;
+
+    fn top(kept: usize) -> TopK {
+        TopK::new(kept).unwrap()
+    }
+
+    /// Steps of one tensor, with magnitudes over many binades.
+    fn steps() -> impl Strategy<Value = Vec<Vec<f32>>> {
+        let value = || (-1.0_f32..1.0, -8..8_i32).prop_map(|(m, e)| m * 2_f32.powi(e));
+        (1..2 * CHUNK)
+            .prop_flat_map(move |len| prop::collection::vec(prop::collection::vec(value(), len), 1..4))
+    }
+
+    proptest! {
+        #[test]
+        fn frame_and_buffer_together_hold_all(deltas in steps(), kept in 1_usize..400, decay in 0.0_f32..=1.0) {
+            let mut feedback = ErrorFeedback::new(deltas[0].len(), decay).unwrap();
+            for delta in &deltas {
+                let whole: Vec<f32> = feedback.buffer().iter().zip(delta).map(|(e, d)| decay * e + d).collect();
+                let frame = feedback.compress(delta, top(kept)).unwrap();
+                let mut level = vec![0.0; delta.len()];
+                decode_add(&frame, 1.0, &mut level).unwrap();
+                let mut sum = feedback.buffer().to_vec();
+                decode_add(&frame, 1.0, &mut sum).unwrap();
+                for i in 0..delta.len() {
+                    let (whole, level) = (whole[i], level[i]);
+                    let exact = level == 0.0 || (0.5..=2.0).contains(&(whole / level));
+                    let ulp = if exact { 0.0 } else { f32::EPSILON * whole.abs().max(level.abs()) };
+                    prop_assert!((sum[i] - whole).abs() <= ulp, "{i}: {} is not {whole}, level {level}", sum[i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_sent_later() {
+        let delta = gaussian(1, CHUNK);
+        let mut feedback = ErrorFeedback::new(CHUNK, 1.0).unwrap();
+        let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        feedback.compress(&delta, top(256)).unwrap();
+        for _ in 0..40 {
+            feedback.compress(&[0.0; CHUNK], top(256)).unwrap();
+        }
+        assert!(norm(feedback.buffer()) < 0.02 * norm(&delta), "{} left", norm(feedback.buffer()));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_named_and_changes_nothing() {
+        let elements = frame::BLOCK + 37;
+        for (at, bad) in [(5, f32::NAN), (frame::BLOCK + 36, f32::INFINITY), (CHUNK, f32::NEG_INFINITY)] {
+            let mut feedback = ErrorFeedback::new(elements, 0.95).unwrap();
+            feedback.compress(&gaussian(2, elements), top(64)).unwrap();
+            let before = feedback.clone();
+            let mut delta = gaussian(3, elements);
+            delta[at] = bad;
+            match feedback.compress(&delta, top(64)) {
+                Err(CompressError::NotFinite { index, .. }) => assert_eq!(index, at),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(feedback, before);
+        }
+    }
+
+    #[test]
+    fn a_sum_that_overflows_is_not_finite_either() {
+        let mut feedback = ErrorFeedback::new(2, 1.0).unwrap();
+        feedback.set_buffer(&[0.0, f32::MAX]).unwrap();
+        let error = feedback.compress(&[0.0, f32::MAX], top(64)).unwrap_err();
+        assert_eq!(error, CompressError::NotFinite { index: 1, value: f32::INFINITY });
+    }
+
+    #[test]
+    fn a_restored_buffer_goes_on_with_the_same_bytes() {
+        let deltas = [4, 5].map(|seed| gaussian(seed, 3 * CHUNK + 9));
+        let mut whole = ErrorFeedback::new(deltas[0].len(), 0.9).unwrap();
+        whole.compress(&deltas[0], top(64)).unwrap();
+        let mut resumed = ErrorFeedback::new(deltas[0].len(), 0.9).unwrap();
+        resumed.set_buffer(whole.buffer()).unwrap();
+        assert_eq!(
+            whole.compress(&deltas[1], top(64)).unwrap(),
+            resumed.compress(&deltas[1], top(64)).unwrap()
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for decay in [-0.1, 1.1, f32::NAN] {
+            assert!(matches!(ErrorFeedback::new(4, decay), Err(CompressError::Decay(_))));
+        }
+        let mut feedback = ErrorFeedback::new(4, 0.5).unwrap();
+        let elements = CompressError::Elements { expected: 4, got: 5 };
+        assert_eq!(feedback.compress(&[0.0; 5], top(1)), Err(elements));
+        assert_eq!(feedback.set_buffer(&[0.0; 5]), Err(elements));
+        let error = feedback.set_buffer(&[0.0, f32::INFINITY, 0.0, 0.0]).unwrap_err();
+        assert_eq!(error, CompressError::NotFinite { index: 1, value: f32::INFINITY });
+    }
+}

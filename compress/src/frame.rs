@@ -450,3 +450,6 @@ impl From<ChunkFault> for BlockFault {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@
 pub(crate) const SCALE_BYTES: usize = 4;
 
 const Q_MAX: f32 = 127.0;
+/// The largest scale whose 127-fold is finite: one step below the quotient, which is rounded up.
+const SCALE_MAX: f32 = f32::from_bits((f32::MAX / Q_MAX).to_bits() - 1);
 /// Adding 1.5 * 2^23 rounds to nearest, ties to even, and leaves the integer in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
@@ -40,12 +42,12 @@ pub(crate) fn decode(bytes: &[u8], width: usize, out: &mut [f32]) {
     }
 }
 
-/// At least the smallest normal number, so that dividing by it is safe; NaN if the row holds one or an infinity.
+/// A normal number, so that dividing by it is safe, of finite multiples; NaN if the row holds one or an infinity.
 fn scale_of(row: &[f32]) -> f32 {
     // Bits of magnitudes order as the numbers do, infinity and NaN above all of them.
     let largest = row.iter().fold(0, |largest: i32, value| largest.max(value.abs().to_bits() as i32));
     let largest = f32::from_bits(largest as u32);
-    if largest.is_finite() { (largest / Q_MAX).max(f32::MIN_POSITIVE) } else { f32::NAN }
+    if largest.is_finite() { (largest / Q_MAX).clamp(f32::MIN_POSITIVE, SCALE_MAX) } else { f32::NAN }
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ mod index;
 mod int8;
 mod product;
 pub mod quantize;
+#[cfg(test)]
+mod sample;
 pub mod subspace;
 pub mod topk;
 

@@ -170,3 +170,78 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     }
     sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BoundaryCodec, sample::gaussian};
+
+    const BASIS_CRC: u32 = 0x6d3d_34e1;
+    const ROWS_TRIED: usize = 2 * ROWS + 3;
+
+    fn subspace() -> Subspace {
+        Subspace::from_seed(7, 96, 17).unwrap()
+    }
+
+    fn largest(values: impl Iterator<Item = f32>) -> f32 {
+        values.fold(0.0, |m, x| m.max(x.abs()))
+    }
+
+    #[test]
+    fn the_basis_is_orthonormal() {
+        for (width, rank) in [(96, 17), (8, 8), (1, 1), (1024, 64)] {
+            let subspace = Subspace::from_seed(3, width, rank).unwrap();
+            let mut gram = vec![0.0; rank * width];
+            subspace.lift(&identity(rank), None, &mut gram);
+            let gram = subspace.project(&gram, None);
+            assert!(largest(gram.iter().zip(identity(rank)).map(|(a, b)| a - b)) < 2e-6, "{width} {rank}");
+        }
+    }
+
+    fn identity(rank: usize) -> Vec<f32> {
+        (0..rank * rank).map(|at| if at % (rank + 1) == 0 { 1.0 } else { 0.0 }).collect()
+    }
+
+    #[test]
+    fn every_machine_draws_these_bits() {
+        let bytes: Vec<u8> = subspace().basis().iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(crc32fast::hash(&bytes), BASIS_CRC);
+        assert_ne!(Subspace::from_seed(8, 96, 17).unwrap(), subspace());
+    }
+
+    #[test]
+    fn rows_in_the_anchored_subspace_come_back() {
+        let subspace = subspace();
+        let anchor = gaussian(1, ROWS_TRIED * 96);
+        let mut x = vec![0.0; anchor.len()];
+        subspace.lift(&gaussian(2, ROWS_TRIED * 17), Some(&anchor), &mut x);
+        let mut back = vec![0.0; x.len()];
+        subspace.lift(&subspace.project(&x, Some(&anchor)), Some(&anchor), &mut back);
+        assert!(largest(x.iter().zip(&back).map(|(x, y)| x - y)) < 5e-6);
+        // As a message the coordinates are rounded: 2^-8 of the part in the subspace.
+        let codec = BoundaryCodec::Subspace(subspace);
+        let mut bytes = Vec::new();
+        codec.encode(&x, 96, Some(&anchor), &mut bytes);
+        codec.decode(&bytes, ROWS_TRIED, 96, Some(&anchor), &mut back).unwrap();
+        assert!(largest(x.iter().zip(&back).map(|(x, y)| x - y)) < 0.02);
+    }
+
+    #[test]
+    fn other_rows_come_back_as_their_nearest_point() {
+        let subspace = subspace();
+        let x = gaussian(3, ROWS_TRIED * 96);
+        let mut back = vec![0.0; x.len()];
+        subspace.lift(&subspace.project(&x, None), None, &mut back);
+        // What is lost has no part in the subspace.
+        let lost: Vec<f32> = x.iter().zip(&back).map(|(x, y)| x - y).collect();
+        assert!(largest(lost.iter().copied()) > 1.0);
+        assert!(largest(subspace.project(&lost, None).into_iter()) < 1e-5);
+    }
+
+    #[test]
+    fn impossible_ranks_are_refused() {
+        for rank in [0, 97] {
+            assert_eq!(Subspace::from_seed(0, 96, rank), Err(BoundaryError::Rank { rank, width: 96 }));
+        }
+    }
+}
