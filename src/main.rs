@@ -39,7 +39,7 @@ enum Command {
     /// Plan if needed, launch, train, report
     Train(train::Train),
     /// A run, predicted beside measured
-    Report(report::Report),
+    Report(report::Args),
     /// The figures of docs/performance.md, re-run
     Bench(bench::Bench),
     /// One rank of `narrows train` (started by it)
