@@ -96,8 +96,9 @@ fn train_variant(run: &Run, plan: &Plan, out: &Path, name: &str) -> anyhow::Resu
         bail!("{name}: {:?}", ended.outcome);
     }
     let report = Report::read(&prepared.folder)?;
-    let loss = report.last_validation_loss().context("the last step validates")?;
-    Ok((loss, report.wall_s(), report.info.reference_losses.first().map(|r| r.loss)))
+    let loss = report.steps.iter().rev().find_map(|s| s.validation_loss).context("the last step validates")?;
+    let wall_s = report.steps.iter().map(|s| s.iteration_s).sum();
+    Ok((loss, wall_s, report.info.reference_losses.first().map(|r| r.loss)))
 }
 
 /// The whole model and batch on the plan's first rank.

@@ -120,10 +120,10 @@ fn close(args: &Train, prepared: &Prepared, ended: &Ended) -> anyhow::Result<Exi
     }
     let report = Report::read(&prepared.folder)?;
     if args.json {
-        say(serde_json::to_string_pretty(&report)?);
+        say(narrows_runtime::report::render_json(&report));
     } else {
         say(narrows_runtime::report::render_text(&report));
-        let took = report.wall_s();
+        let took = report.steps.iter().map(|s| s.iteration_s).sum();
         note(format_args!("trained in {}; everything is in {}", human_time(took), prepared.folder.display()));
     }
     Ok(ExitCode::SUCCESS)

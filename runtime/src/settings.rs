@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use narrows_planner::input::{Document, Fault, InputError};
 use narrows_planner::model::Model;
 use narrows_planner::plan::{ExchangeKind, Plan};
+use narrows_planner::search::SearchOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::emulate::Emulation;
@@ -233,6 +234,18 @@ impl Run {
             top_k: file.exchange.top_k.get(),
             subspace_rank: file.boundary.rank.map(NonZero::get),
         })
+    }
+}
+
+impl Run {
+    /// What the planner is told beside the inventory and the model.
+    pub fn search_options(&self) -> SearchOptions {
+        SearchOptions {
+            sync_every: self.exchange_every,
+            top_k: self.top_k,
+            subspace_rank: self.subspace_rank,
+            ..SearchOptions::default()
+        }
     }
 }
 

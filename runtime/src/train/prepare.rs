@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use narrows_planner::inventory;
 use narrows_planner::model;
 use narrows_planner::plan::{self, Plan};
-use narrows_planner::search::{self, SearchOptions};
+use narrows_planner::search::{self, EngineLimits};
 use serde::Serialize;
 
 use super::{TrainError, refuse_what_cannot_run};
@@ -83,8 +83,9 @@ pub fn plan_of(run: &Run) -> Result<Plan, TrainError> {
     }
     let cluster = inventory::read(&run.cluster)?;
     let model = model::read(&run.model)?;
-    let solved = search::search(&cluster, &model, &options(run, &model)).map_err(|e| TrainError::Impossible(e.to_string()))?;
-    Ok(solved.plan)
+    let found = search::search(&cluster, &model, &EngineLimits::NATIVE, &run.search_options())
+        .map_err(|e| TrainError::Impossible(format!("{}: no plan: {e}", run.model.display())))?;
+    Ok(found.plan)
 }
 
 /// Goes on from the newest whole checkpoint, after checking all of it.
