@@ -134,6 +134,10 @@ fn rounded(level: f32) -> bf16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        sample::gaussian,
+        topk::{CHUNK, Selector},
+    };
     use proptest::prelude::*;
 
     fn squared_error(magnitudes: &[f32], levels: &Levels) -> f64 {
@@ -176,6 +180,17 @@ mod tests {
         {
             assert_eq!(read(low, high), None, "{low:#x} {high:#x}");
         }
+    }
+
+    #[test]
+    fn the_error_of_gaussian_values_is_the_documented_one() {
+        let (mut selector, mut lost, mut sent) = (Selector::new(), 0.0, 0.0);
+        for chunk in gaussian(1, 256 * CHUNK).chunks(CHUNK) {
+            let magnitudes: Vec<f32> = selector.select(chunk, 64).iter().map(|key| key.magnitude()).collect();
+            lost += squared_error(&magnitudes, &Levels::fit(&magnitudes));
+            sent += magnitudes.iter().map(|&m| f64::from(m).powi(2)).sum::<f64>();
+        }
+        assert!((0.0040..0.0044).contains(&(lost / sent)), "{}", lost / sent);
     }
 
     proptest! {
