@@ -7,8 +7,9 @@
 //! The levels are those of one-dimensional 2-means (Lloyd 1982) over the kept magnitudes of the chunk, started at their
 //! mean. Per chunk, not per tensor, because the scales of chunks differ by orders of magnitude.
 //!
-//! Relative squared error of the kept values at k = 64 of 4096: 0.0042 for Gaussian values, 0.0131 Laplacian, 0.056
-//! Student t with 4 degrees (sign and mean alone: 0.0119, 0.036, 0.12); rounding the levels adds below 2^-16. Never worse
+//! Relative squared error of the kept values at k = 64 of 4096: 0.0037 for Gaussian values, 0.0117 Laplacian, 0.038
+//! Student t with 4 degrees (sign and mean of the chunk alone: 0.0119, 0.036, 0.125); at k = 256 0.0077, 0.023, 0.058.
+//! Rounding the levels adds below 2^-16. Never worse
 //! than sign and mean of the chunk. What is lost stays in the error feedback.
 //!
 //! Limits: magnitudes below the smallest bfloat16 become zero, levels above the largest are cut to it.
@@ -190,7 +191,7 @@ mod tests {
             lost += squared_error(&magnitudes, &Levels::fit(&magnitudes));
             sent += magnitudes.iter().map(|&m| f64::from(m).powi(2)).sum::<f64>();
         }
-        assert!((0.0040..0.0044).contains(&(lost / sent)), "{}", lost / sent);
+        assert!((0.0035..0.0039).contains(&(lost / sent)), "{}", lost / sent);
     }
 
     proptest! {
