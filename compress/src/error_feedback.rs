@@ -64,7 +64,7 @@ impl ErrorFeedback {
         Ok(Self { buffer: vec![0.0; elements], decay })
     }
 
-    /// Adds `delta` to what is carried and moves the top k of it into a frame ([`frame`](crate::frame)).
+    /// Adds `delta` to what is carried and moves the top k of it into a frame ([`crate::frame`]).
     ///
     /// # Errors
     /// [`CompressError::Elements`], [`CompressError::NotFinite`]; then the buffer is as before.

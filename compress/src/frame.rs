@@ -16,7 +16,7 @@
 //! ```
 //!
 //! A stream is its chunks' bits (`chunk`) without gaps, the last byte filled up with zeros. Blocks are what threads share
-//! out; at k = 64 the table costs 0.06 % of the frame. How many values a chunk sends follows from k and its length
+//! out; at k = 64 the table costs 0.08 % of the frame. How many values a chunk sends follows from k and its length
 //! ([`TopK::kept`]).
 //!
 //! Bytes from a peer are hostile until [`Frame::parse`] has read them whole: it allocates nothing the length of which it

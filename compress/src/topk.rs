@@ -1,7 +1,6 @@
 //! Which values of a chunk are sent: the k of largest magnitude of every [`CHUNK`] contiguous values.
 //!
-//! Magnitudes are compared as the bits of `|x|`, which order as the numbers do. Finding the k-th largest takes two cheap
-//! passes instead of a sort:
+//! Finding the k-th largest takes cheap passes that vectorise instead of a sort:
 //!
 //! ```text
 //!  chunk as rows of G:   x0 x1 x2 ... xG-1        1. the maximum of every column (vertical, so it vectorises)
@@ -65,8 +64,8 @@ pub(crate) struct Key(u64);
 
 impl Key {
     #[inline]
-    fn new(magnitude_bits: u32, index: usize) -> Self {
-        Self(u64::from(magnitude_bits) << 32 | u64::from(!(index as u32)))
+    fn new(magnitude: f32, index: usize) -> Self {
+        Self(u64::from(magnitude.to_bits()) << 32 | u64::from(!(index as u32)))
     }
 
     /// Index in the chunk.
@@ -82,9 +81,15 @@ impl Key {
     }
 }
 
+/// Values whose hits are looked for together; the chunk's groups with a hit are few.
+const GROUP: usize = 8;
+/// Columns whose maxima are held in registers down the rows.
+const TILE: usize = 16;
+
 /// Selects; keeps its working memory from chunk to chunk.
 pub(crate) struct Selector {
-    maxima: Vec<u32>,
+    maxima: Vec<f32>,
+    groups: Vec<u16>,
     candidates: Vec<Key>,
     ranked: Vec<Key>,
 }
@@ -93,14 +98,15 @@ impl Selector {
     /// A selector with room for any chunk.
     pub fn new() -> Self {
         let room = || vec![Key(0); CHUNK];
-        Self { maxima: Vec::with_capacity(CHUNK), candidates: room(), ranked: room() }
+        let groups = vec![0; CHUNK.div_ceil(GROUP)];
+        Self { maxima: Vec::with_capacity(CHUNK), groups, candidates: room(), ranked: room() }
     }
 
-    /// The `kept` values of largest magnitude of `chunk`, by ascending index.
+    /// The `kept` values of largest magnitude of `chunk` (all finite), by ascending index.
     pub fn select(&mut self, chunk: &[f32], kept: usize) -> &[Key] {
         assert!((1..=chunk.len()).contains(&kept) && chunk.len() <= CHUNK);
         let bar = self.lower_bound(chunk, kept);
-        let found = collect_from(chunk, bar, &mut self.candidates);
+        let found = self.collect_from(chunk, bar);
         let ranked = &mut self.ranked[..found];
         ranked.copy_from_slice(&self.candidates[..found]);
         let (_, &mut last_kept, _) = ranked.select_nth_unstable(found - kept);
@@ -108,38 +114,55 @@ impl Selector {
         &self.candidates[..kept]
     }
 
-    /// Magnitude bits that at least `kept` values of `chunk` reach: the `kept`-th largest of the column maxima.
-    fn lower_bound(&mut self, chunk: &[f32], kept: usize) -> u32 {
+    /// A magnitude that at least `kept` values of `chunk` reach: the `kept`-th largest of the column maxima.
+    fn lower_bound(&mut self, chunk: &[f32], kept: usize) -> f32 {
         let rows = (chunk.len() / (4 * kept)).min(64);
-        if rows < 2 {
-            return 0;
+        // Whole tiles: the few values beyond them only loosen the bound.
+        let columns = if rows < 2 { 0 } else { chunk.len() / rows / TILE * TILE };
+        if columns < kept {
+            return 0.0;
         }
-        let columns = chunk.len() / rows;
         self.maxima.clear();
-        self.maxima.resize(columns, 0);
-        for row in chunk.chunks_exact(columns) {
-            for (maximum, &value) in self.maxima.iter_mut().zip(row) {
-                *maximum = (*maximum).max(magnitude_bits(value));
+        for tile in (0..columns).step_by(TILE) {
+            let mut maxima = [0.0_f32; TILE];
+            for row in chunk.chunks_exact(columns).take(rows) {
+                for (maximum, value) in maxima.iter_mut().zip(&row[tile..tile + TILE]) {
+                    // Not `f32::max`, whose care for NaN costs three instructions.
+                    *maximum = if value.abs() > *maximum { value.abs() } else { *maximum };
+                }
+            }
+            self.maxima.extend_from_slice(&maxima);
+        }
+        *self.maxima.select_nth_unstable_by(columns - kept, f32::total_cmp).1
+    }
+
+    /// Puts the keys of all values at or above `bar` to the front of the candidates, in order; gives their number.
+    ///
+    /// Two passes without a branch on the data: the groups with a hit, then the hits within those.
+    fn collect_from(&mut self, chunk: &[f32], bar: f32) -> usize {
+        let mut hit_groups = 0;
+        for (index, group) in chunk.chunks(GROUP).enumerate() {
+            self.groups[hit_groups] = index as u16;
+            hit_groups += usize::from(any_reaches(group, bar));
+        }
+        let mut found = 0;
+        for &group in &self.groups[..hit_groups] {
+            let first = usize::from(group) * GROUP;
+            for (at, value) in chunk[first..chunk.len().min(first + GROUP)].iter().enumerate() {
+                self.candidates[found] = Key::new(value.abs(), first + at);
+                found += usize::from(value.abs() >= bar);
             }
         }
-        *self.maxima.select_nth_unstable(columns - kept).1
+        found
     }
 }
 
 #[inline]
-fn magnitude_bits(value: f32) -> u32 {
-    value.to_bits() & 0x7fff_ffff
-}
-
-/// Writes the keys of all values at or above `bar` to the front of `found`; gives their number. No branch on the data.
-fn collect_from(chunk: &[f32], bar: u32, found: &mut [Key]) -> usize {
-    let mut count = 0;
-    for (index, &value) in chunk.iter().enumerate() {
-        let bits = magnitude_bits(value);
-        found[count] = Key::new(bits, index);
-        count += usize::from(bits >= bar);
+fn any_reaches(group: &[f32], bar: f32) -> bool {
+    match group.first_chunk::<GROUP>() {
+        Some(whole) => whole.iter().fold(false, |any, value| any | (value.abs() >= bar)),
+        None => true,
     }
-    count
 }
 
 /// Moves the keys at or above `least` to the front, order kept.

@@ -17,8 +17,6 @@
 //! Not here: what an action costs (`cost`), tensor-parallel traffic inside a stage (in its durations), streaming
 //! exchange hidden behind inner steps (taken as a dense one that hides nothing).
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use crate::cost::compute::model_flops;
@@ -27,13 +25,16 @@ use crate::schedule::{self, Action, Checked, Event, Payload, Schedule, ScheduleE
 use crate::topology::Topology;
 
 mod execute;
+mod load;
 mod modelled;
 mod network;
 mod program;
 mod render;
+mod rounds;
 mod trace;
 
 pub use execute::Transfer;
+pub use load::{LinkLoad, PairLoad, RankLoad, Traffic};
 pub use modelled::Modelled;
 pub use network::{Network, Resource, Route};
 pub use render::render;
@@ -41,6 +42,7 @@ pub use trace::write_trace;
 
 use execute::{Run, execute};
 use program::Program;
+use rounds::Rounds;
 
 /// What the schedule's actions take and what its messages carry.
 pub trait Costs {
@@ -82,52 +84,6 @@ pub struct Simulation {
     pub peak_in_flight: Vec<u32>,
     /// By rank: the bytes it needs for that and for its states.
     pub peak_memory_bytes: Vec<u64>,
-}
-
-/// A rank in a usual step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct RankLoad {
-    /// Global rank.
-    pub rank: u32,
-    /// Seconds at work.
-    pub busy_s: f64,
-    /// Seconds waiting.
-    pub idle_s: f64,
-}
-
-/// Traffic of a usual step, and what a step with every exchange has on top.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-pub struct Traffic {
-    /// Bytes of a usual step.
-    pub step_bytes: u64,
-    /// Bytes that the exchange adds.
-    pub exchange_bytes: u64,
-    /// Seconds of a usual step in which they flow at full rate.
-    pub step_busy_s: f64,
-    /// Seconds that the exchange adds to that.
-    pub exchange_busy_s: f64,
-}
-
-/// A resource of the network and its traffic.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LinkLoad {
-    /// As the topology names it.
-    pub name: String,
-    /// What it carries.
-    #[serde(flatten)]
-    pub traffic: Traffic,
-}
-
-/// Traffic from one rank to another.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PairLoad {
-    /// Sender.
-    pub from: u32,
-    /// Receiver.
-    pub to: u32,
-    /// What it sends.
-    #[serde(flatten)]
-    pub traffic: Traffic,
 }
 
 /// Why a plan cannot be simulated.
@@ -203,8 +159,7 @@ impl Simulation {
 pub fn simulate_on(plan: &Plan, network: &Network, costs: &dyn Costs) -> Result<Simulation, SimulateError> {
     let rounds = Rounds::of(plan);
     let usual = Simulated::steps(plan, network, costs, &[rounds.usual; WARM_UP_STEPS + MEASURED_STEPS])?;
-    let step_s = usual.steady_step_s();
-    let mut iteration_s = step_s;
+    let mut iteration_s = usual.steady_step_s();
     let mut fullest = None;
     for &(step, share) in &rounds.others {
         let mut steps = [rounds.usual; WARM_UP_STEPS + MEASURED_STEPS];
@@ -213,44 +168,39 @@ pub fn simulate_on(plan: &Plan, network: &Network, costs: &dyn Costs) -> Result<
         iteration_s += share * (run.end_s() - usual.end_s());
         fullest = Some(run);
     }
-    Ok(Report { network, costs, usual, fullest }.simulation(iteration_s, step_s))
+    Ok(report(network, costs, usual, fullest, iteration_s))
 }
 
-/// Which steps differ in what they exchange, and how often each kind comes.
-struct Rounds {
-    /// A step in which only the exchanges of every step are due.
-    usual: u64,
-    /// A step for each other set of due exchanges with its share of all steps; the last has them all.
-    others: Vec<(u64, f64)>,
-}
-
-impl Rounds {
-    /// Counts over one common period of all exchanges, or over its first million steps.
-    fn of(plan: &Plan) -> Self {
-        let period = |e: &crate::plan::Exchange| u64::from(e.every);
-        let outer = plan.exchange.iter().filter(|e| e.kind != ExchangeKind::Dense && e.replicas.len() > 1);
-        let periods: BTreeSet<u64> = outer.map(period).filter(|&p| p > 1).collect();
-        let common = periods.iter().fold(1, |a, &b| lcm(a, b));
-        let steps = common.min(1_000_000);
-        let mut kinds: Vec<(BTreeSet<u64>, u64, u64)> = Vec::new();
-        for step in (1..steps).chain([common]) {
-            let due: BTreeSet<u64> = periods.iter().copied().filter(|&p| step.is_multiple_of(p)).collect();
-            match kinds.iter_mut().find(|(of, ..)| *of == due) {
-                Some((_, _, count)) => *count += 1,
-                None => kinds.push((due, step, 1)),
-            }
-        }
-        let others = kinds.iter().filter(|(due, ..)| !due.is_empty());
-        Rounds { usual: 1, others: others.map(|&(_, step, n)| (step, n as f64 / steps as f64)).collect() }
+/// What is read off the runs once they are made.
+fn report(
+    network: &Network,
+    costs: &dyn Costs,
+    usual: Simulated,
+    fullest: Option<Simulated>,
+    iteration_s: f64,
+) -> Simulation {
+    let step_s = usual.steady_step_s();
+    let fullest_program = fullest.as_ref().map(|run| &run.program);
+    let (links, pairs) = load::loads(network, WARM_UP_STEPS, &usual.program, fullest_program);
+    let (timeline, transfers) = usual.picture();
+    let (exchange_timeline, exchange_transfers) =
+        fullest.as_ref().map(Simulated::picture).unwrap_or_default();
+    let busy = (0..).zip(usual.program.busy_s(WARM_UP_STEPS));
+    let held = (0..).zip(&usual.peak_in_flight);
+    Simulation {
+        iteration_s,
+        step_s,
+        exchange_s: fullest.as_ref().map_or(0.0, |run| run.end_s() - usual.end_s()),
+        ranks: busy.map(|(rank, busy_s)| RankLoad { rank, busy_s, idle_s: step_s - busy_s }).collect(),
+        links,
+        pairs,
+        timeline,
+        transfers,
+        exchange_timeline,
+        exchange_transfers,
+        peak_memory_bytes: held.map(|(rank, &in_flight)| costs.memory_bytes(rank, in_flight)).collect(),
+        peak_in_flight: usual.peak_in_flight,
     }
-}
-
-fn lcm(a: u64, b: u64) -> u64 {
-    let (mut x, mut y) = (a, b);
-    while y > 0 {
-        (x, y) = (y, x % y);
-    }
-    (a / x).saturating_mul(b)
 }
 
 /// A run of several steps with its program.
@@ -292,82 +242,6 @@ impl Simulated {
         let zero_s = events.clone().map(|e| e.start_s).fold(f64::INFINITY, f64::min);
         let shifted = |e: Event| Event { start_s: e.start_s - zero_s, end_s: e.end_s - zero_s, ..e };
         (events.map(shifted).collect(), transfers.map(|t| t.earlier_by(zero_s)).collect())
-    }
-}
-
-/// What is read off the runs once they are made.
-struct Report<'a> {
-    network: &'a Network,
-    costs: &'a dyn Costs,
-    usual: Simulated,
-    fullest: Option<Simulated>,
-}
-
-impl Report<'_> {
-    fn simulation(self, iteration_s: f64, step_s: f64) -> Simulation {
-        let (timeline, transfers) = self.usual.picture();
-        let (exchange_timeline, exchange_transfers) =
-            self.fullest.as_ref().map(Simulated::picture).unwrap_or_default();
-        Simulation {
-            iteration_s,
-            step_s,
-            exchange_s: self.fullest.as_ref().map_or(0.0, |run| run.end_s() - self.usual.end_s()),
-            ranks: self.rank_loads(step_s),
-            links: self.link_loads(),
-            pairs: self.pair_loads(),
-            timeline,
-            transfers,
-            exchange_timeline,
-            exchange_transfers,
-            peak_memory_bytes: self.peak_memory_bytes(),
-            peak_in_flight: self.usual.peak_in_flight,
-        }
-    }
-
-    fn rank_loads(&self, step_s: f64) -> Vec<RankLoad> {
-        let busy = (0..).zip(self.usual.program.busy_s(WARM_UP_STEPS));
-        busy.map(|(rank, busy_s)| RankLoad { rank, busy_s, idle_s: step_s - busy_s }).collect()
-    }
-
-    fn peak_memory_bytes(&self) -> Vec<u64> {
-        (0..).zip(&self.usual.peak_in_flight).map(|(rank, &n)| self.costs.memory_bytes(rank, n)).collect()
-    }
-
-    fn link_loads(&self) -> Vec<LinkLoad> {
-        let traffic = |index: usize, rate: f64| {
-            self.traffic(rate, |from, to| self.network.route(from, to).resources.contains(&index))
-        };
-        let loads = self.network.resources.iter().enumerate().map(|(index, resource)| LinkLoad {
-            name: resource.name.clone(),
-            traffic: traffic(index, resource.rate_bytes_per_s),
-        });
-        loads.filter(|l| l.traffic.step_bytes + l.traffic.exchange_bytes > 0).collect()
-    }
-
-    fn pair_loads(&self) -> Vec<PairLoad> {
-        let runs = std::iter::once(&self.usual).chain(&self.fullest);
-        let pairs: BTreeSet<(u32, u32)> =
-            runs.flat_map(|run| run.program.messages.iter().map(|m| (m.from, m.to))).collect();
-        let load = |(from, to)| {
-            let rate = self.network.rate_bytes_per_s(self.network.route(from, to));
-            PairLoad { from, to, traffic: self.traffic(rate, |f, t| (f, t) == (from, to)) }
-        };
-        pairs.into_iter().map(load).collect()
-    }
-
-    fn traffic(&self, rate_bytes_per_s: f64, counts: impl Fn(u32, u32) -> bool) -> Traffic {
-        let bytes = |run: &Simulated| -> u64 {
-            let messages = run.program.messages.iter();
-            messages.filter(|m| m.step == WARM_UP_STEPS && counts(m.from, m.to)).map(|m| m.bytes).sum()
-        };
-        let step_bytes = bytes(&self.usual);
-        let exchange_bytes = self.fullest.as_ref().map_or(0, bytes).saturating_sub(step_bytes);
-        Traffic {
-            step_bytes,
-            exchange_bytes,
-            step_busy_s: step_bytes as f64 / rate_bytes_per_s,
-            exchange_busy_s: exchange_bytes as f64 / rate_bytes_per_s,
-        }
     }
 }
 

@@ -12,8 +12,8 @@
 //! Messages of one pair of ranks follow each other. Loss `p` costs retransmission: every rate counts as
 //! `rate x (1 - p)`.
 //!
-//! Here, unlike on the emulated network, a message has at most [`MAX_CHUNKS`] chunks: totals stay the same, and two
-//! flows that share a resource take turns in chunks of up to 1/16 of a message.
+//! Here, unlike on the emulated network, a chunk is at least [`GRAIN_S`] of the slowest resource and at least a 64th
+//! of its message: fast networks and large messages would be cut finer than their turns matter. Totals stay the same.
 //!
 //! Not here: which resources a pair of GPUs uses (`topology`), windows, congestion control.
 
@@ -22,12 +22,14 @@ use std::ops::RangeInclusive;
 
 use super::SimulateError;
 
-/// Most chunks that a message is cut in.
-const MAX_CHUNKS: u64 = 16;
 /// Chunks are no smaller and no larger, the last one excepted.
 const CHUNK_BYTES: RangeInclusive<f64> = 1500.0..=65536.0;
 /// Seconds of the slowest resource that a chunk aims at.
 const CHUNK_S: f64 = 4e-3;
+/// Seconds of the slowest resource that a simulated chunk takes at least.
+const GRAIN_S: f64 = 1e-3;
+/// Most chunks of a simulated message.
+const MAX_CHUNKS: u64 = 64;
 
 /// Something with a rate that messages share, in one direction.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,8 +82,8 @@ impl Network {
     /// Bytes of a chunk of a message of `bytes` over this route, the last one excepted.
     pub(super) fn chunk_bytes(&self, route: &Route, bytes: u64) -> u64 {
         let slowest = self.rate_bytes_per_s(route);
-        let chunk = (slowest * CHUNK_S).clamp(*CHUNK_BYTES.start(), *CHUNK_BYTES.end()) as u64;
-        chunk.max(bytes.div_ceil(MAX_CHUNKS))
+        let emulated = (slowest * CHUNK_S).clamp(*CHUNK_BYTES.start(), *CHUNK_BYTES.end());
+        (emulated.max(slowest * GRAIN_S) as u64).max(bytes.div_ceil(MAX_CHUNKS))
     }
 
     /// Passes a chunk over the route: when it enters the first resource and when it has left the last.

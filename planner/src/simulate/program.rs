@@ -2,7 +2,7 @@
 //!
 //! A collective becomes its messages. With `R` owners of a unit, all units in flight at once:
 //! ```text
-//!   sparse     its frame to every other owner; wait for theirs
+//!   sparse     its frames to every other owner; wait for theirs (those of one peer follow each other: one message)
 //!   dense      1/R of the unit to every other owner (reduce-scatter); as a unit's parts have come, the own reduced
 //!              1/R to every other owner (all-gather); wait for theirs
 //!   streaming  as dense, of the pseudo-gradient
@@ -100,7 +100,7 @@ fn busy_s(ops: &[Op], of_step: usize) -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Tag {
     Boundary { what: Payload, microbatch: u32 },
-    Frame { exchange: usize, unit: Unit },
+    Frames { exchange: usize },
     Scatter { exchange: usize, unit: Unit },
     Gather { exchange: usize, unit: Unit },
 }
@@ -146,16 +146,20 @@ impl Lowering<'_> {
     }
 
     fn all_gather(&mut self, exchange: &Exchange, units: &[(Unit, Vec<Peer>)]) {
-        let position = self.position(exchange);
+        let tag = Tag::Frames { exchange: self.position(exchange) };
+        let mut frames = Vec::<(u32, u64)>::new();
         for (unit, peers) in units {
             let frame_bytes = self.costs.exchange_bytes(*unit, exchange.kind);
-            let tag = Tag::Frame { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.send(p.rank, tag, p.share.bytes(frame_bytes)));
+            for peer in peers {
+                let bytes = peer.share.bytes(frame_bytes);
+                match frames.iter_mut().find(|(rank, _)| *rank == peer.rank) {
+                    Some((_, sum)) => *sum += bytes,
+                    None => frames.push((peer.rank, bytes)),
+                }
+            }
         }
-        for (unit, peers) in units {
-            let tag = Tag::Frame { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.wait(p.rank, tag));
-        }
+        frames.iter().for_each(|&(rank, bytes)| self.send(rank, tag, bytes));
+        frames.iter().for_each(|&(rank, _)| self.wait(rank, tag));
     }
 
     fn all_reduce(&mut self, exchange: &Exchange, units: &[(Unit, Vec<Peer>)]) {
