@@ -4,10 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use narrows_planner::search::{SearchOptions, search};
-use narrows_planner::units;
-use narrows_planner::{explain, inventory, model, plan, simulate};
-use narrows_runtime::settings::Run;
+use narrows_planner::search::{EngineLimits, SearchOptions, search};
+use narrows_planner::{inventory, model, plan, simulate, units};
 
 use crate::terminal::{BAD_INPUT, note, say};
 
@@ -43,20 +41,35 @@ pub struct Plan {
 pub fn run(args: Plan) -> anyhow::Result<ExitCode> {
     let cluster = inventory::read(&args.cluster)?;
     let model = model::read(&args.model)?;
-    let options = SearchOptions { gap: args.gap, time_limit: args.time_limit, ..limits(args.native) };
-    let solved = match search(&cluster, &model, &options) {
-        Ok(solved) => solved,
+    let options = SearchOptions { gap: args.gap, time_limit: args.time_limit, ..SearchOptions::default() };
+    let limits = if args.native { EngineLimits::NATIVE } else { EngineLimits::ANY };
+    let found = match search(&cluster, &model, &limits, &options) {
+        Ok(found) => found,
         Err(error) => {
-            note(format_args!("error: {error}"));
+            note(format_args!("error: {}: no plan: {error}", args.model.display()));
             return Ok(ExitCode::from(BAD_INPUT));
         }
     };
-    let plan = plan::Plan { predicted: Some(simulate::predicted(&solved.plan)?), ..solved.plan };
+    let plan = plan::Plan { predicted: Some(simulate::predicted(&found.plan)?), ..found.plan };
     plan::write(&plan, &args.output)?;
-    match args.json {
-        true => say(serde_json::to_string_pretty(&plan)?),
-        false => say(explain::render(&plan, &solved.explanation)),
+    if args.json {
+        say(serde_json::to_string_pretty(&plan)?);
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// `1%`, `0.5%`, `0.01`, `0`.
+fn share(text: &str) -> Result<f64, String> {
+    let (digits, scale) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 0.01));
+    match digits.trim().parse::<f64>() {
+        Ok(value) if (0.0..1.0).contains(&(value * scale)) => Ok(value * scale),
+        _ => Err(format!("{text:?} is not a share from 0 to below 100%, such as 1% or 0.01")),
+    }
+}
+
+/// `60s`, `500ms`, `2min`.
+fn time(text: &str) -> Result<Duration, String> {
+    let time: units::Time = text.parse().map_err(|e: units::UnitError| e.to_string())?;
+    Ok(Duration::from_secs_f64(time.si()))
 }

@@ -55,9 +55,6 @@ fn prepare(args: &Train, start: Start) -> Result<Prepared, TrainError> {
     let run = Run::read(&args.run)?;
     note(format_args!("planning {} …", run.settings.name));
     let prepared = train::prepare(&run, start)?;
-    if let Some(summary) = crate::plan::summary(&prepared.plan) {
-        note(summary);
-    }
     Ok(prepared)
 }
 

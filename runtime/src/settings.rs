@@ -273,7 +273,9 @@ impl Settings {
 
     /// The optimiser of a stage.
     pub fn adamw(&self, stage: &GptStage) -> AdamW {
-        AdamW { betas: self.betas, weight_decay: self.weight_decay, ..AdamW::new(stage.tensors()) }
+        let mut adamw = AdamW::new(stage.tensors());
+        (adamw.betas, adamw.weight_decay) = (self.betas, self.weight_decay);
+        adamw
     }
 
     /// Linear warm-up to the peak, then a cosine to a tenth of it at the last step.
