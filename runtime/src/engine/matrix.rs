@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn by_hand(lhs: Mat<'_>, rhs: Mat<'_>) -> Vec<f64> {
-        let at = |m: Mat<'_>, i, j| m.rows(i..i + 1).cols(j..j + 1).row(0)[0] as f64;
+        let at = |m: Mat<'_>, i, j| if m.col_stride == 1 { m.row(i)[j] } else { m.t().row(j)[i] } as f64;
         let dot = |i, j| (0..lhs.cols).map(|k| at(lhs, i, k) * at(rhs, k, j)).sum();
         (0..lhs.rows).flat_map(|i| (0..rhs.cols).map(move |j| (i, j))).map(|(i, j)| dot(i, j)).collect()
     }

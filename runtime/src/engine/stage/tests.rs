@@ -57,8 +57,11 @@ fn gradients_agree_with_finite_differences_for_every_tensor() {
     let (tokens, targets) = (tokens(TINY, 2, 1), tokens(TINY, 2, 2));
     let mut whole = stage(TINY, 0..2, 2, 1);
     // Larger weights than a fresh model's, and biases and gains off their initial values, so that every term counts.
-    for (i, p) in whole.parameters_mut().iter_mut().enumerate() {
-        *p = *p * 8.0 + ((i * 37 % 101) as f32 / 101.0 - 0.5) * 0.2;
+    for tensor in stage(TINY, 0..2, 2, 1).tensors() {
+        let factor = if tensor.shape.len() > 1 { 6.0 } else { 1.0 };
+        for (i, p) in whole.parameters_mut()[tensor.range.clone()].iter_mut().enumerate() {
+            *p = *p * factor + ((i * i * 37 % 101) as f32 / 101.0 - 0.5) * 0.4;
+        }
     }
     pass(std::slice::from_mut(&mut whole), 0, &tokens, &targets);
     let gradients = whole.gradients().to_vec();
