@@ -26,13 +26,24 @@
 //! Not here: tensor parallelism, recomputation, mixed precision, dropout, the schedule, the data.
 
 mod adamw;
+mod attention;
+mod block;
 mod config;
+mod embedding;
 mod error;
+mod gelu;
+mod head;
+mod initial;
+mod lanes;
 mod layout;
+mod matrix;
+mod norm;
+mod saved;
+mod simd;
 mod stage;
 
 pub use adamw::{AdamW, squared_norm};
 pub use config::GptConfig;
-pub use error::EngineError;
+pub use error::{Call, EngineError};
 pub use layout::{TensorSpec, Unit};
 pub use stage::{Goal, GptStage, Input, Output, Upstream};
