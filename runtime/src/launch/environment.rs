@@ -168,3 +168,90 @@ fn hosts<'a>(seats: &[Seat<'a>]) -> Vec<&'a str> {
     }
     hosts
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Two replicas: stages of 2 and 1 ranks on hosts a, b, and one rank on host b. Ranks lie across the hosts.
+    fn plan() -> Plan {
+        let rank =
+            |rank: u32, host: &str, gpu: u32| json!({"rank": rank, "host": host, "gpu": gpu, "nic": "roce"});
+        let stage = |layers: [u32; 2], ranks: &[serde_json::Value]| json!({"layers": layers, "ranks": ranks});
+        let boundary = json!({"codec": {"kind": "none"}, "transport": "tcp"});
+        let plan = json!({
+            "version": 1,
+            "cluster": {"clusters": []},
+            "model": {"kind": "gpt", "layers": 4, "hidden": 8, "heads": 2, "vocab": 32, "sequence": 16,
+                "global_batch": 4, "precision": "fp32", "optimizer": "adamw", "recompute": "none",
+                "exchange": "dense", "boundary": "none"},
+            "micro_batch": 1,
+            "schedule": {"kind": "1f1b", "virtual_stages": 1},
+            "replicas": [
+                {"microbatches": 2, "boundaries": [boundary], "stages": [
+                    stage([0, 2], &[rank(0, "b", 0), rank(2, "a", 0)]), stage([2, 4], &[rank(3, "b", 1)])]},
+                {"microbatches": 2, "stages": [stage([0, 4], &[rank(1, "b", 2)])]},
+            ],
+            "exchange": [{"replicas": [0, 1], "kind": "dense", "every": 1}],
+        });
+        serde_json::from_value(plan).expect("a plan")
+    }
+
+    fn environments(coordinator: Option<&str>, set: &[&str]) -> Vec<BTreeMap<String, String>> {
+        let key = JobKey::from_bytes([0xab; 32]);
+        let job = JobEnvironment {
+            plan_path: "/p.json",
+            log_dir: "/logs",
+            run_id: "run",
+            master_addr: "127.0.0.1",
+            master_port: 29_500,
+            coordinator,
+            key: &key,
+        };
+        let environments = environment(&plan(), &job, |name| set.contains(&name));
+        environments.into_iter().map(|env| env.into_iter().collect()).collect()
+    }
+
+    #[test]
+    fn places_are_counted_per_host_in_rank_order() {
+        // RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, GROUP_RANK, NARROWS_REPLICA, NARROWS_STAGE
+        let expected = ["0 0 3 0 0 0", "1 1 3 0 1 0", "2 0 1 1 0 0", "3 2 3 0 0 1"];
+        let names =
+            ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NARROWS_REPLICA", "NARROWS_STAGE"];
+        for (env, expected) in environments(None, &[]).iter().zip(expected) {
+            assert_eq!(names.map(|name| env[name].as_str()).join(" "), expected);
+            assert_eq!((env["WORLD_SIZE"].as_str(), env["GROUP_WORLD_SIZE"].as_str()), ("4", "2"));
+            assert_eq!(env["TORCHELASTIC_ERROR_FILE"], format!("/logs/rank-{}.error.json", env["RANK"]));
+        }
+    }
+
+    #[test]
+    fn what_the_user_has_set_is_not_overruled() {
+        assert_eq!(environments(None, &[])[0]["OMP_NUM_THREADS"], "1");
+        assert!(!environments(None, &["OMP_NUM_THREADS"])[0].contains_key("OMP_NUM_THREADS"));
+    }
+
+    #[test]
+    fn the_coordinator_is_named_only_if_there_is_one() {
+        assert!(!environments(None, &[])[0].contains_key("NARROWS_COORDINATOR"));
+        assert_eq!(environments(Some("h:1"), &[])[3]["NARROWS_COORDINATOR"], "h:1");
+    }
+
+    #[test]
+    fn the_key_is_the_same_for_all_ranks_and_hidden_from_debug_output() {
+        assert!(environments(None, &[]).iter().all(|env| env["NARROWS_JOB_KEY"] == "ab".repeat(32)));
+        assert_eq!(format!("{:?}", JobKey::from_bytes([7; 32])), "JobKey(secret)");
+        assert_ne!(JobKey::random().expect("the kernel gives"), JobKey::random().expect("the kernel gives"));
+    }
+
+    #[test]
+    fn a_label_says_where_the_rank_sits() {
+        let plan = plan();
+        let labels: Vec<_> = plan.seats().iter().map(rank_label).collect();
+        assert_eq!(labels[3], "rank 3 (replica 0 stage 1, host b, roce)");
+    }
+}

@@ -178,7 +178,7 @@ impl fmt::Display for Failure {
             writeln!(f, "│ error   {}", clip(message))?;
         }
         for (i, line) in self.last_lines.iter().enumerate() {
-            writeln!(f, "│ {}  {}", if i == 0 { "last" } else { "    " }, clip(line))?;
+            writeln!(f, "│ {} {}", if i == 0 { "last   " } else { "       " }, clip(line))?;
         }
         match self.victims {
             0 => {}
@@ -257,4 +257,81 @@ fn clip(text: &str) -> String {
 
 fn seconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_f64(duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(cause: Cause) -> Failure {
+        Failure {
+            rank: Some(2),
+            label: "rank 2 (replica 1 stage 0, host slow-0, ethernet)".to_owned(),
+            cause,
+            message: None,
+            oom_kills: 0,
+            last_lines: vec!["loading".to_owned(), "boom".to_owned()],
+            victims: 3,
+            elapsed: Duration::from_millis(3210),
+            log_dir: PathBuf::from("logs"),
+        }
+    }
+
+    #[test]
+    fn the_box_names_the_first_cause_and_counts_the_victims() {
+        let expected = "\
+┌ FAILED  rank 2 (replica 1 stage 0, host slow-0, ethernet)
+│ cause   exit code 17
+│ when    3.2 s after the start
+│ last    loading
+│         boom
+│ others  3 ranks stopped because of it
+└ logs    logs/rank-2.{out,err}.log";
+        assert_eq!(failure(Cause::Exit { code: 17 }).to_string(), expected);
+    }
+
+    #[test]
+    fn the_fullest_box_has_fifteen_lines_at_most_and_no_control_characters() {
+        let nasty = format!("\u{1b}[2J{}\nsecond line", "x".repeat(10_000));
+        let mut full = failure(Cause::Verdict { reason: nasty.clone() });
+        full.message = Some(nasty.clone());
+        full.last_lines = vec![nasty; 8];
+        let shown = full.to_string();
+        assert!(shown.lines().count() <= 15, "{shown}");
+        assert!(shown.lines().all(|line| line.chars().count() <= WIDTH + 12), "{shown}");
+        assert!(!shown.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_signal_is_named_and_memory_is_blamed_only_if_the_kernel_says_so() {
+        let mut killed = failure(Cause::Signal { number: 9 });
+        assert!(killed.to_string().contains("killed by SIGKILL (signal 9)\n"));
+        killed.oom_kills = 1;
+        assert!(killed.to_string().contains("killed by SIGKILL (signal 9): out of memory"));
+        assert_eq!(Cause::Exit { code: 139 }.to_string(), "exit code 139 (128 + SIGSEGV (signal 11))");
+        assert_eq!(Cause::Signal { number: 40 }.to_string(), "killed by signal 40");
+    }
+
+    #[test]
+    fn exit_codes_are_the_ranks_own_or_the_shells_words() {
+        let code = |cause| Outcome::Failed(failure(cause)).exit_code();
+        assert_eq!(Outcome::Success.exit_code(), 0);
+        assert_eq!(code(Cause::Exit { code: 17 }), 17);
+        assert_eq!(code(Cause::Signal { number: 9 }), 137);
+        assert_eq!(code(Cause::Verdict { reason: String::new() }), 1);
+        assert_eq!(Outcome::Interrupted { signal: 2 }.exit_code(), 130);
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(code(Cause::not_started(OsStr::new("x"), &missing)), 127);
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(code(Cause::not_started(OsStr::new("x"), &denied)), 126);
+    }
+
+    #[test]
+    fn json_has_the_outcome_and_times_in_seconds() {
+        let json =
+            serde_json::to_value(Outcome::Failed(failure(Cause::Exit { code: 17 }))).expect("plain data");
+        assert_eq!(json["outcome"], "failed");
+        assert_eq!(json["cause"]["code"], 17);
+        assert_eq!(json["elapsed_s"], 3.21);
+    }
 }

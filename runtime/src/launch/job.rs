@@ -112,8 +112,10 @@ enum Phase {
 }
 
 impl Job {
+    /// A job of at least one rank, none started.
     pub fn new(ranks: impl IntoIterator<Item = u32>, grace: Duration) -> Self {
-        let ranks = ranks.into_iter().map(|rank| (rank, Rank::NotStarted)).collect();
+        let ranks: BTreeMap<_, _> = ranks.into_iter().map(|rank| (rank, Rank::NotStarted)).collect();
+        assert!(!ranks.is_empty(), "a job has ranks");
         Self { ranks, phase: Phase::Running, grace }
     }
 
@@ -277,5 +279,245 @@ impl Rank {
 
     fn succeeded(self) -> bool {
         matches!(self, Rank::Lingering(e) | Rank::Gone(e) if e == Ending::Exit { code: 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// `n` ranks, running.
+    fn job(n: u32) -> Job {
+        let mut job = Job::new(0..n, GRACE);
+        (0..n).for_each(|rank| assert_eq!(job.handle(Input::Started { rank }, ms(0)), None));
+        job
+    }
+
+    fn exits(job: &mut Job, rank: u32, code: u8, now: Duration) -> Option<Order> {
+        job.handle(Input::Exited { rank, ending: Ending::Exit { code } }, now)
+    }
+
+    /// The rank exits and leaves nothing behind.
+    fn ends(job: &mut Job, rank: u32, code: u8, now: Duration) -> Option<Order> {
+        let order = exits(job, rank, code, now);
+        job.handle(Input::Emptied { rank }, now).or(order)
+    }
+
+    fn accuses(job: &mut Job, rank: Option<u32>, reason: &str, now: Duration) -> Option<Order> {
+        job.handle(Input::Accused { rank, reason: reason.to_owned() }, now)
+    }
+
+    fn failed(rank: Option<u32>, cause: Cause, victims: u32, at: Duration) -> Verdict {
+        Verdict::Failed { rank, cause, victims, at }
+    }
+
+    #[test]
+    fn a_job_succeeds_when_every_rank_has() {
+        let mut job = job(2);
+        assert_eq!(ends(&mut job, 1, 0, ms(5)), None);
+        assert!(!job.is_over());
+        assert_eq!(job.deadline(), None, "a rank may run for ever");
+        assert_eq!(ends(&mut job, 0, 0, ms(9)), None);
+        assert_eq!(job.verdict(), Verdict::Success);
+    }
+
+    #[test]
+    fn the_first_failure_stops_all_and_the_others_are_victims() {
+        let mut job = job(4);
+        ends(&mut job, 3, 0, ms(1));
+        assert_eq!(ends(&mut job, 2, 17, ms(7)), Some(Order::Terminate));
+        assert_eq!(job.deadline(), Some(ms(7) + GRACE));
+        assert_eq!(ends(&mut job, 0, 1, ms(8)), None);
+        assert_eq!(job.survivors().collect::<Vec<_>>(), [1]);
+        assert_eq!(ends(&mut job, 1, 143, ms(9)), None);
+        assert_eq!(job.verdict(), failed(Some(2), Cause::Exit { code: 17 }, 2, ms(7)));
+    }
+
+    #[test]
+    fn who_outlives_the_grace_is_killed_and_who_outlives_that_is_left() {
+        let mut job = job(2);
+        ends(&mut job, 0, 1, ms(0));
+        assert_eq!(job.tick(GRACE - ms(1)), None);
+        assert_eq!(job.tick(GRACE), Some(Order::Kill));
+        assert_eq!(job.tick(GRACE), None, "once");
+        assert!(!job.is_over());
+        assert_eq!(job.tick(GRACE + ABANDON), None);
+        assert!(job.is_over());
+        assert_eq!(job.survivors().collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn a_victim_that_is_seen_first_is_not_the_cause() {
+        let mut job = job(3);
+        assert_eq!(ends(&mut job, 0, ENDED_BY_PEER, ms(0)), None);
+        assert_eq!(ends(&mut job, 1, ENDED_BY_PEER, ms(10)), None);
+        let order = job.handle(Input::Exited { rank: 2, ending: Ending::Signal { number: 11 } }, ms(400));
+        assert_eq!(order, Some(Order::Terminate));
+        job.handle(Input::Emptied { rank: 2 }, ms(400));
+        assert_eq!(job.verdict(), failed(Some(2), Cause::Signal { number: 11 }, 2, ms(400)));
+    }
+
+    #[test]
+    fn a_victim_without_a_culprit_is_reported_after_the_window() {
+        let mut job = job(2);
+        ends(&mut job, 1, ENDED_BY_PEER, ms(100));
+        assert_eq!(job.deadline(), Some(ms(100) + WINDOW));
+        assert_eq!(job.tick(ms(99) + WINDOW), None);
+        assert_eq!(job.tick(ms(100) + WINDOW), Some(Order::Terminate));
+        ends(&mut job, 0, 9, ms(101) + WINDOW);
+        assert_eq!(job.verdict(), failed(Some(1), Cause::Exit { code: ENDED_BY_PEER }, 1, ms(100)));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_when_all_have_ended() {
+        let mut job = job(2);
+        ends(&mut job, 1, ENDED_BY_PEER, ms(0));
+        ends(&mut job, 0, 0, ms(1));
+        assert_eq!(job.verdict(), failed(Some(1), Cause::Exit { code: ENDED_BY_PEER }, 1, ms(0)));
+    }
+
+    #[test]
+    fn an_exit_is_believed_before_an_accusation_and_that_before_an_exit_75() {
+        let reason = "rank 1 was not heard of for 10 s";
+        let verdict = Cause::Verdict { reason: reason.to_owned() };
+        // Victim, accusation, exit: in whatever order, before the window is over.
+        let mut by_exit = job(3);
+        accuses(&mut by_exit, Some(1), reason, ms(0));
+        ends(&mut by_exit, 0, ENDED_BY_PEER, ms(1));
+        assert_eq!(ends(&mut by_exit, 2, 3, ms(2)), Some(Order::Terminate));
+        ends(&mut by_exit, 1, 0, ms(3));
+        assert_eq!(by_exit.verdict(), failed(Some(2), Cause::Exit { code: 3 }, 2, ms(2)));
+
+        for accusation_first in [true, false] {
+            let mut job = job(2);
+            if accusation_first {
+                accuses(&mut job, Some(1), reason, ms(0));
+                ends(&mut job, 0, ENDED_BY_PEER, ms(0));
+            } else {
+                ends(&mut job, 0, ENDED_BY_PEER, ms(0));
+                accuses(&mut job, Some(1), reason, ms(0));
+            }
+            assert_eq!(job.deadline(), Some(WINDOW));
+            assert_eq!(job.tick(WINDOW), Some(Order::Terminate));
+            ends(&mut job, 1, 143, WINDOW);
+            assert_eq!(job.verdict(), failed(Some(1), verdict.clone(), 1, ms(0)));
+        }
+    }
+
+    #[test]
+    fn an_accusation_may_blame_nobody() {
+        let mut job = job(2);
+        accuses(&mut job, None, "no quorum", ms(0));
+        job.tick(WINDOW);
+        (0..2).for_each(|rank| assert_eq!(ends(&mut job, rank, 143, WINDOW), None));
+        assert_eq!(job.verdict(), failed(None, Cause::Verdict { reason: "no quorum".to_owned() }, 2, ms(0)));
+    }
+
+    #[test]
+    fn a_rank_that_cannot_start_stops_those_before_it() {
+        let mut job = Job::new(0..3, GRACE);
+        job.handle(Input::Started { rank: 0 }, ms(0));
+        let cause = Cause::NotStarted { error: "cannot start x".to_owned(), code: 127 };
+        assert_eq!(
+            job.handle(Input::NotStarted { rank: 1, cause: cause.clone() }, ms(1)),
+            Some(Order::Terminate)
+        );
+        ends(&mut job, 0, 143, ms(2));
+        assert_eq!(job.verdict(), failed(Some(1), cause, 1, ms(1)));
+    }
+
+    #[test]
+    fn the_first_rank_that_cannot_start_ends_the_job_at_once() {
+        let mut job = Job::new(0..2, GRACE);
+        let cause = Cause::NotStarted { error: "cannot start x".to_owned(), code: 127 };
+        job.handle(Input::NotStarted { rank: 0, cause }, ms(0));
+        assert!(job.is_over());
+    }
+
+    #[test]
+    fn ctrl_c_stops_and_a_second_one_kills_at_once() {
+        let mut job = job(1);
+        assert_eq!(job.handle(Input::Interrupt { signal: 2 }, ms(0)), Some(Order::Terminate));
+        assert_eq!(job.handle(Input::Interrupt { signal: 15 }, ms(1)), None, "only Ctrl-C is impatience");
+        assert_eq!(job.handle(Input::Interrupt { signal: 2 }, ms(2)), Some(Order::Kill));
+        ends(&mut job, 0, 137, ms(3));
+        assert_eq!(job.verdict(), Verdict::Interrupted { signal: 2 });
+    }
+
+    #[test]
+    fn ctrl_c_after_a_failure_does_not_hide_it() {
+        let mut job = job(2);
+        ends(&mut job, 0, 1, ms(0));
+        assert_eq!(job.handle(Input::Interrupt { signal: 2 }, ms(1)), Some(Order::Kill));
+        ends(&mut job, 1, 137, ms(2));
+        assert_eq!(job.verdict(), failed(Some(0), Cause::Exit { code: 1 }, 1, ms(0)));
+    }
+
+    #[test]
+    fn what_a_successful_rank_leaves_behind_may_end_by_itself_before_it_is_made_to() {
+        let mut left = job(1);
+        assert_eq!(exits(&mut left, 0, 0, ms(0)), None);
+        assert_eq!(left.deadline(), Some(WINDOW));
+        assert_eq!(left.handle(Input::Emptied { rank: 0 }, ms(9)), None);
+        assert_eq!(left.verdict(), Verdict::Success);
+
+        let mut stays = job(1);
+        exits(&mut stays, 0, 0, ms(0));
+        assert_eq!(stays.tick(WINDOW), Some(Order::Terminate));
+        assert_eq!(stays.tick(WINDOW + GRACE), Some(Order::Kill));
+        stays.handle(Input::Emptied { rank: 0 }, WINDOW + GRACE);
+        assert_eq!(stays.verdict(), Verdict::Success);
+    }
+
+    #[test]
+    fn without_grace_the_kill_comes_at_once() {
+        let mut job = Job::new(0..2, Duration::ZERO);
+        (0..2).for_each(|rank| drop(job.handle(Input::Started { rank }, ms(0))));
+        assert_eq!(exits(&mut job, 0, 1, ms(3)), Some(Order::Kill));
+    }
+
+    /// Every history of three ranks' ends, an accusation and a Ctrl-C ends, and blames only who failed by itself.
+    #[test]
+    fn every_order_of_events_ends_with_a_verdict_that_blames_no_victim() {
+        const CODES: [u8; 4] = [0, 1, ENDED_BY_PEER, 3];
+        for history in 0..6u32.pow(5) {
+            let mut job = job(3);
+            let mut digits = history;
+            for step in 0..5 {
+                let (what, now) = (digits % 6, ms(200 * step));
+                digits /= 6;
+                job.tick(now);
+                let alive: Vec<_> = job.survivors().collect();
+                match what {
+                    4 => drop(accuses(&mut job, None, "hang", now)),
+                    5 => drop(job.handle(Input::Interrupt { signal: 2 }, now)),
+                    code => drop(alive.first().map(|&rank| ends(&mut job, rank, CODES[code as usize], now))),
+                }
+            }
+            if job.deadline().is_none() && !job.is_over() {
+                continue; // Nothing has failed and somebody runs.
+            }
+            for _ in 0..4 {
+                let at = job.deadline().unwrap_or(ms(1000)).max(ms(1000));
+                job.tick(at);
+            }
+            assert!(job.is_over(), "history {history} is stuck in {:?}", job.phase);
+            if let Verdict::Failed {
+                rank: Some(rank), cause: Cause::Exit { code: ENDED_BY_PEER }, at, ..
+            } = job.verdict()
+            {
+                let by_itself = job
+                    .ranks
+                    .iter()
+                    .any(|(&r, s)| r < rank && matches!(s, Rank::Gone(Ending::Exit { code: 1 | 3 })));
+                assert!(!by_itself, "history {history}: rank {rank} at {at:?} blamed before the cause");
+            }
+        }
     }
 }
