@@ -49,11 +49,6 @@ pub fn read(path: &Path) -> Result<Cluster, InputError> {
         .map_err(|fault| document.error(fault))
 }
 
-/// The names of the built-in GPUs.
-pub fn known_gpus() -> Vec<&'static str> {
-    gpus::names()
-}
-
 /// The resolved inventory: every default filled in, every quantity in SI units.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

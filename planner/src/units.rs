@@ -111,7 +111,7 @@ kinds! {
 
 /// A text that is no quantity of the kind wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found}: expected {expected} such as \"{example}\"")]
+#[error("{found}, expected {expected} such as \"{example}\"")]
 pub struct UnitError {
     found: String,
     expected: &'static str,
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_says_what_was_expected_with_an_example() {
-        let rate = |found: &str| format!("{found}: expected a rate such as \"200Gbit/s\"");
+        let rate = |found: &str| format!("{found}, expected a rate such as \"200Gbit/s\"");
         assert_eq!(refused::<RateUnit>("80GB"), rate("\"80GB\" is a size"));
         assert_eq!(refused::<RateUnit>("25"), rate("\"25\" has no unit"));
         assert_eq!(refused::<RateUnit>("25Gb/s"), rate("\"Gb/s\" is not a unit known here"));
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(refused::<RateUnit>("1.2.3B/s"), rate("\"1.2.3B/s\" does not start with a number"));
         assert_eq!(
             refused::<TimeUnit>("5Gbit/s"),
-            "\"5Gbit/s\" is a rate: expected a time such as \"1.5ms\""
+            "\"5Gbit/s\" is a rate, expected a time such as \"1.5ms\""
         );
     }
 

@@ -8,8 +8,9 @@ use std::fmt::{self, Display};
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 
+use super::Fault;
+use super::nearest::{did_you_mean, nearest};
 use super::tree::{Entry, Node, On, Step, Value};
-use super::{Fault, did_you_mean};
 
 /// Hands a node to serde.
 pub(super) struct Decoder<'a>(pub(super) &'a Node);
@@ -20,10 +21,28 @@ impl Fault {
         self
     }
 
+    /// The fault at the end of its climb: its way turned round and told, of the table where the fault is of a key.
     pub(super) fn outermost_first(mut self) -> Self {
         self.at.reverse();
+        let told = self.at.len() - usize::from(self.on == On::Key);
+        if told > 0 {
+            self.what = format!("{}: {}", dotted(&self.at[..told]), self.what);
+        }
         self
     }
+}
+
+/// `cluster[1].nic.rate`
+fn dotted(path: &[Step]) -> String {
+    let mut told = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) if told.is_empty() => told.push_str(key),
+            Step::Key(key) => told.extend([".", key]),
+            Step::Index(index) => told.push_str(&format!("[{index}]")),
+        }
+    }
+    told
 }
 
 impl Display for Fault {
@@ -48,12 +67,13 @@ impl de::Error for Fault {
     }
 
     fn invalid_length(length: usize, expected: &dyn de::Expected) -> Self {
-        Fault::here(format!("expected {}, found {length} values", plain(&expected.to_string())))
+        Fault::here(format!("expected {}, found one of length {length}", plain(&expected.to_string())))
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Fault::here(format!("`{variant}` is not known here, expected one of: {}", known.join(", ")))
-            .hint(did_you_mean(variant, known))
+        let fault =
+            Fault::here(format!("`{variant}` is not known here, expected one of: {}", known.join(", ")));
+        nearest(variant, known).map_or(fault.clone(), |near| fault.hint(format!("did you mean `{near}`?")))
     }
 
     fn unknown_field(key: &str, known: &'static [&'static str]) -> Self {

@@ -1,7 +1,10 @@
 //! "Did you mean": the known word nearest to one that is not known, by edit distance (Damerau's four edits, each
 //! letter in at most one swap).
 
-/// The hint for a word that none of `known` is: the nearest if it is near, and all of them where they are few.
+/// More known words than these are not all listed.
+const LISTED_MAX: usize = 24;
+
+/// The hint for a word that none of `known` is: the nearest if it is near, else what there is.
 pub(crate) fn did_you_mean(word: &str, known: &[&str]) -> String {
     match nearest(word, known) {
         Some(near) => format!("did you mean `{near}`?"),
@@ -10,8 +13,11 @@ pub(crate) fn did_you_mean(word: &str, known: &[&str]) -> String {
 }
 
 /// `a`, `b` and `c`.
-pub(crate) fn listed<S: AsRef<str>>(words: &[S]) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| format!("`{}`", word.as_ref())).collect();
+pub(crate) fn listed(words: &[&str]) -> String {
+    let mut quoted: Vec<String> = words.iter().take(LISTED_MAX).map(|word| format!("`{word}`")).collect();
+    if words.len() > LISTED_MAX {
+        quoted.push(format!("{} more", words.len() - LISTED_MAX));
+    }
     match quoted.split_last() {
         None => "nothing".into(),
         Some((last, [])) => last.clone(),
@@ -20,7 +26,7 @@ pub(crate) fn listed<S: AsRef<str>>(words: &[S]) -> String {
 }
 
 /// The first of the nearest, if no more than a third of the letters (at least one, rounded up) differ.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let fold = |word: &str| word.to_lowercase().replace('_', "-");
     let (distance, near) =
         known.iter().map(|k| (distance(&fold(word), &fold(k)), *k)).min_by_key(|(d, _)| *d)?;
@@ -72,5 +78,6 @@ mod tests {
         assert_eq!(did_you_mean("GPUs", &known), "did you mean `gpus`?");
         assert_eq!(did_you_mean("colour", &known), "known here: `gpu`, `gpus`, `nodes` and `micro_batch`");
         assert_eq!(did_you_mean("x", &[]), "known here: nothing");
+        assert!(did_you_mean("x", &["abcd"; 100]).ends_with("`abcd` and 76 more"));
     }
 }

@@ -151,18 +151,15 @@ fn hosts(cluster: &str, nodes: Option<u32>, listed: Option<Vec<HostFile>>) -> Re
 impl GpuFile {
     fn resolve(self) -> Result<Gpu, Fault> {
         let base = gpus::built_in(&self.name);
-        let need = |key: &str| {
-            Fault::here(format!("GPU `{}` is not built in and its table gives no {key}", self.name)).hint(
-                format!(
-                    "{}; or give it: `memory = \"80GB\"`, `bf16 = \"312TFLOP/s\"`",
-                    did_you_mean(&self.name, &gpus::names())
-                ),
-            )
+        let need = |what: &str, example: &str| {
+            Fault::here(format!("GPU `{}` is not built in and its table gives no {what}", self.name))
+                .hint(format!("give it, as in `{example}`"))
         };
         let memory_bytes = self.memory.map(Size::bytes).or(base.as_ref().map(|b| b.memory_bytes));
-        let (bf16, fp16, fp32) = self.rates(base.as_ref()).ok_or_else(|| need("compute rate"))?;
+        let (bf16, fp16, fp32) =
+            self.rates(base.as_ref()).ok_or_else(|| need("compute rate", "bf16 = \"312TFLOP/s\""))?;
         Ok(Gpu {
-            memory_bytes: memory_bytes.ok_or_else(|| need("memory"))?,
+            memory_bytes: memory_bytes.ok_or_else(|| need("memory", "memory = \"80GB\""))?,
             bf16_flops_per_s: bf16,
             fp16_flops_per_s: fp16,
             fp32_flops_per_s: fp32,
@@ -223,7 +220,7 @@ impl LinkFile {
 
 fn unknown_gpu(name: &str) -> Fault {
     Fault::at(way!["gpu"], format!("no GPU `{name}` is built in")).hint(format!(
-        "{}; or describe it: `gpu = {{ name = \"{name}\", memory = \"80GB\", bf16 = \"312TFLOP/s\" }}`",
+        "{} (or describe it: `gpu = {{ name = \"{name}\", memory = \"80GB\", bf16 = \"312TFLOP/s\" }}`)",
         did_you_mean(name, &gpus::names())
     ))
 }
@@ -235,7 +232,7 @@ fn unknown_intra(name: &str, gpu: &str) -> Fault {
             .hint("name its generation, `nvlink2` to `nvlink5`, or `pcie4`");
     }
     Fault::at(way!["intra"], format!("no connection `{name}` is built in")).hint(format!(
-        "{}; or describe it: `intra = {{ rate = \"300GB/s\", latency = \"2us\" }}`",
+        "{} (or describe it: `intra = {{ rate = \"300GB/s\", latency = \"2us\" }}`)",
         did_you_mean(name, &intra::names())
     ))
 }
