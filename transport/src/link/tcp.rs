@@ -30,8 +30,8 @@ use tokio::time::{sleep_until, timeout};
 
 /// Largest chunk where nothing is emulated: large enough that a system call per chunk costs nothing.
 pub const CHUNK_BYTES: usize = 256 * 1024;
-/// Headers and short messages are read through this; longer payload goes past it.
-const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// Headers and short messages are read through this; what is left of longer payload goes past it, uncopied.
+const READ_AHEAD_BYTES: usize = 8 * 1024;
 /// How long the peer's last words are waited for when it stops taking ours.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -61,6 +61,8 @@ pub struct Path {
 struct State {
     flow: Flow,
     parting: Parting,
+    /// Threads that wait for `changed`.
+    waiting: usize,
     /// The outgoing pump has ended.
     silent: bool,
     /// Both pumps have ended and the socket is closed.
@@ -100,7 +102,8 @@ impl TcpLink {
         // A quarter: the window holds several chunks, so that credit comes back while others travel.
         let chunk = chunk.min(config.peer_window_bytes as usize / 4);
         let sizes = Sizes { window: config.window_bytes, peer_window: config.peer_window_bytes, chunk };
-        let state = State { flow: Flow::new(sizes), parting: Parting::Open, silent: false, gone: false };
+        let state =
+            State { flow: Flow::new(sizes), parting: Parting::Open, waiting: 0, silent: false, gone: false };
         Arc::new(TcpLink {
             peer: config.peer,
             state: Mutex::new(state),
@@ -176,7 +179,7 @@ impl TcpLink {
         let mut state = self.lock();
         state.parting = Parting::Abort { reason: reason.to_owned() };
         state.flow.end(Cause::Aborted { reason: reason.to_owned() });
-        self.tell_everyone();
+        self.tell_everyone(state);
     }
 
     /// Starts an orderly end: what was handed over still leaves. [`TcpLink::wait_closed`] waits for it.
@@ -230,7 +233,7 @@ impl TcpLink {
         // The socket is closed by now.
         let mut state = self.lock();
         (state.silent, state.gone) = (true, true);
-        self.tell_everyone();
+        self.tell_everyone(state);
     }
 
     async fn run_pumps(&self, reader: OwnedReadHalf, writer: OwnedWriteHalf) {
@@ -296,9 +299,10 @@ impl TcpLink {
             chunk.deliver_at_ns = line_free_ns + route.latency_ns();
         }
         self.write(socket, Frame::Chunk(chunk), payload).await?;
-        self.lock().flow.outgoing.written(line_free_ns);
+        let mut state = self.lock();
+        state.flow.outgoing.written(line_free_ns);
         if chunk.is_last() {
-            self.changed.notify_all();
+            self.tell_threads(state);
         }
         Ok(())
     }
@@ -375,8 +379,8 @@ impl TcpLink {
         let mut state = self.lock();
         let landed = state.flow.incoming.landed(&chunk, buffer);
         self.tell_pump(&state);
-        if landed == Landed::Whole {
-            self.changed.notify_all();
+        if landed == Landed::Awaited {
+            self.tell_threads(state);
         }
         Ok(())
     }
@@ -428,18 +432,29 @@ impl TcpLink {
     }
 
     fn end(&self, cause: Cause) {
-        self.lock().flow.end(cause);
-        self.tell_everyone();
+        let mut state = self.lock();
+        state.flow.end(cause);
+        self.tell_everyone(state);
     }
 
     fn fall_silent(&self) {
-        self.lock().silent = true;
-        self.changed.notify_all();
+        let mut state = self.lock();
+        state.silent = true;
+        self.tell_threads(state);
     }
 
-    fn tell_everyone(&self) {
-        self.changed.notify_all();
+    fn tell_everyone(&self, state: MutexGuard<'_, State>) {
+        self.tell_threads(state);
         self.work.notify_one();
+    }
+
+    /// Lets the lock go first, and asks first whether anyone waits: a notification is a system call in any case.
+    fn tell_threads(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting;
+        drop(state);
+        if waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     fn tell_pump(&self, state: &State) {
@@ -453,9 +468,12 @@ impl TcpLink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
+        state.waiting += 1;
         let left = until.saturating_duration_since(Instant::now());
-        self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+        let (mut state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
     }
 
     #[cfg(test)]
