@@ -7,7 +7,8 @@
 use narrows_transport::shape::{ResourceSpec, RouteSpec};
 use narrows_transport::{JobKey, Mesh, MeshConfig, Shape, ShapeSpec, Tag};
 use std::error::Error;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -17,14 +18,26 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn unshaped() -> Result<(), Box<dyn Error>> {
     let (a, b) = pair(None)?;
-    println!("unshaped, one way, receiver reuses its buffer (median of 3)");
+    let (mut writer, mut reader) = plain_sockets()?;
+    println!(
+        "unshaped, one way (median of 5; floor: a plain blocking socket in turn with it; CPU: both ends)"
+    );
     for bytes in [64, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20] {
         let count = ((256 << 20) / bytes).clamp(8, 20_000);
-        let s = median((0..3).map(|_| stream(&a, &b, bytes, count)));
+        let (mut link, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            link.push(cost(|| stream(&a, &b, bytes, count)));
+            floor.push(cost(|| plain_stream(&mut writer, &mut reader, bytes, count)));
+        }
+        let gb = (bytes * count) as f64 / 1e9;
+        let (link, floor) = (Cost::median(link), Cost::median(floor));
         println!(
-            "  {bytes:>9} B x {count:<6} {:>9.3} GB/s {:>9.2} us a message",
-            (bytes * count) as f64 / s / 1e9,
-            s / count as f64 * 1e6
+            "  {bytes:>9} B x {count:<6} {:>7.3} GB/s, {:.2} of the floor; {:>7.2} us a message; CPU {:>6.2} s/GB, floor {:>6.2}",
+            gb / link.wall_s,
+            floor.wall_s / link.wall_s,
+            link.wall_s / count as f64 * 1e6,
+            link.cpu_s / gb,
+            floor.cpu_s / gb,
         );
     }
     let s = median((0..3).map(|_| ping_pong(&a, &b, 1_000)));
@@ -32,10 +45,32 @@ fn unshaped() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Seconds for `count` messages from a to b, the last one's arrival included.
-fn stream(a: &Mesh, b: &Mesh, bytes: usize, count: usize) -> f64 {
+struct Cost {
+    wall_s: f64,
+    cpu_s: f64,
+}
+
+impl Cost {
+    fn median(costs: Vec<Cost>) -> Cost {
+        let of = |what: fn(&Cost) -> f64| median(costs.iter().map(what));
+        Cost { wall_s: of(|cost| cost.wall_s), cpu_s: of(|cost| cost.cpu_s) }
+    }
+}
+
+fn cost(work: impl FnOnce()) -> Cost {
+    let (wall, cpu_s) = (Instant::now(), process_cpu_s());
+    work();
+    Cost { wall_s: wall.elapsed().as_secs_f64(), cpu_s: process_cpu_s() - cpu_s }
+}
+
+fn process_cpu_s() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// `count` messages from a to b, each into the buffer of the one before.
+fn stream(a: &Mesh, b: &Mesh, bytes: usize, count: usize) {
     let message = bytes::Bytes::from(vec![1u8; bytes]);
-    let start = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             (0..count).for_each(|_| a.send(1, Tag(1), message.clone()).expect("the peer receives"))
@@ -43,7 +78,22 @@ fn stream(a: &Mesh, b: &Mesh, bytes: usize, count: usize) -> f64 {
         let mut into = Vec::new();
         (0..count).for_each(|_| b.recv(0, Tag(1), &mut into, far()).expect("the peer sends"));
     });
-    start.elapsed().as_secs_f64()
+}
+
+fn plain_stream(writer: &mut TcpStream, reader: &mut TcpStream, bytes: usize, count: usize) {
+    let message = vec![1u8; bytes];
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..count).for_each(|_| writer.write_all(&message).expect("the peer reads")));
+        let mut into = vec![0; bytes];
+        (0..count).for_each(|_| reader.read_exact(&mut into).expect("the peer writes"));
+    });
+}
+
+fn plain_sockets() -> std::io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let writer = TcpStream::connect(listener.local_addr()?)?;
+    writer.set_nodelay(true)?;
+    Ok((writer, listener.accept()?.0))
 }
 
 /// Seconds a round trip.

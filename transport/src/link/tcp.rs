@@ -1,39 +1,28 @@
-//! Link over TCP: one peer, one stream. `Flow` decides; this file moves bytes.
+//! Link over TCP: one peer, one stream. `Flow` decides; this file is where threads that compute meet the flow, and
+//! `pump` moves the bytes.
 //!
-//! Two loops per link on the mesh's runtime, `pump_out` and `pump_in`; compute threads meet them at one mutex: a
-//! condition wakes threads, a notification wakes the outgoing pump. Payload is read into the very buffer that the
-//! receiver will take, and written from the one that the sender gave.
-//!
-//! On an emulated path (`shape`) a chunk reserves the path just before it is written, goes to the socket at once
-//! stamped with its time of delivery, and the pump offers no other chunk until the reservation ends. So this machine's
-//! timers bound only how finely flows take turns, never the rate; the receiver alone waits exactly.
+//! Both sides share one mutex; a condition wakes threads, a notification wakes the outgoing pump. No call holds the
+//! lock while it reads, writes or waits.
 //!
 //! An orderly end is `Goodbye` both ways. A socket that ends without one is a lost peer.
 //!
 //! Not here: connecting and who the peer is (`mesh::handshake`), several streams, TLS.
 
-use super::flow::{Departure, Drained, Flow, Landed, Next, Sizes, Take};
-use super::frame::{Chunk, Frame, HEADER_BYTES, Limits, REASON_BYTES_MAX};
+mod pump;
+
+use super::flow::{Drained, Flow, Sizes, Take};
+use super::frame::Limits;
 use super::{Cause, PeerCounters, Tag};
 use crate::clock::{instant_of, monotonic_ns};
 use crate::shape::{Route, Shape};
-use bytes::{Buf, BufMut, Bytes};
-use std::io::{self, IoSlice};
+use bytes::Bytes;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use std::time::Instant;
 use tokio::sync::Notify;
-use tokio::time::{sleep_until, timeout};
 
 /// Largest chunk where nothing is emulated: large enough that a system call per chunk costs nothing.
 pub const CHUNK_BYTES: usize = 256 * 1024;
-/// Headers and short messages are read through this; longer payload goes past it.
-const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// How long the peer's last words are waited for when it stops taking ours.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// The link to one peer.
 #[derive(Debug)]
@@ -61,6 +50,8 @@ pub struct Path {
 struct State {
     flow: Flow,
     parting: Parting,
+    /// Threads that wait for `changed`.
+    waiting: usize,
     /// The outgoing pump has ended.
     silent: bool,
     /// Both pumps have ended and the socket is closed.
@@ -81,6 +72,9 @@ struct Count {
     wire_bytes: AtomicU64,
 }
 
+/// A message and the time at which it counts as delivered, in nanoseconds.
+type Delivered = (Vec<u8>, u64);
+
 /// What a link is made with.
 #[derive(Debug)]
 pub struct LinkConfig {
@@ -100,7 +94,8 @@ impl TcpLink {
         // A quarter: the window holds several chunks, so that credit comes back while others travel.
         let chunk = chunk.min(config.peer_window_bytes as usize / 4);
         let sizes = Sizes { window: config.window_bytes, peer_window: config.peer_window_bytes, chunk };
-        let state = State { flow: Flow::new(sizes), parting: Parting::Open, silent: false, gone: false };
+        let state =
+            State { flow: Flow::new(sizes), parting: Parting::Open, waiting: 0, silent: false, gone: false };
         Arc::new(TcpLink {
             peer: config.peer,
             state: Mutex::new(state),
@@ -176,7 +171,7 @@ impl TcpLink {
         let mut state = self.lock();
         state.parting = Parting::Abort { reason: reason.to_owned() };
         state.flow.end(Cause::Aborted { reason: reason.to_owned() });
-        self.tell_everyone();
+        self.tell_everyone(state);
     }
 
     /// Starts an orderly end: what was handed over still leaves. [`TcpLink::wait_closed`] waits for it.
@@ -185,7 +180,7 @@ impl TcpLink {
         if state.parting == Parting::Open {
             state.parting = Parting::Goodbye;
         }
-        self.work.notify_one();
+        self.tell_everyone(state);
     }
 
     /// Waits until both ends have said goodbye.
@@ -223,189 +218,12 @@ impl TcpLink {
         }
     }
 
-    /// Moves the link's bytes until it ends.
-    pub async fn run(self: Arc<Self>, socket: TcpStream) {
-        let (reader, writer) = socket.into_split();
-        self.run_pumps(reader, writer).await;
-        // The socket is closed by now.
-        let mut state = self.lock();
-        (state.silent, state.gone) = (true, true);
-        self.tell_everyone();
-    }
-
-    async fn run_pumps(&self, reader: OwnedReadHalf, writer: OwnedWriteHalf) {
-        let mut incoming = std::pin::pin!(self.pump_in(reader));
-        let mut outgoing = std::pin::pin!(self.pump_out(writer));
-        tokio::select! {
-            cause = &mut incoming => {
-                let closed = matches!(cause, Cause::Closed);
-                self.end(cause);
-                if closed {
-                    // Our own goodbye is still to be said.
-                    let _ = outgoing.await;
-                }
-            }
-            written = &mut outgoing => {
-                self.fall_silent();
-                match written {
-                    Ok(Parting::Abort { .. }) => drop(timeout(LAST_WORDS, incoming).await),
-                    Ok(_) => self.end(incoming.await),
-                    // What the peer said last explains a broken pipe better than the pipe does.
-                    Err(e) => self.end(timeout(LAST_WORDS, incoming).await.unwrap_or_else(|_| lost(e))),
-                }
-            }
-        }
-    }
-
-    /// Writes what the flow says until this rank parts; returns how.
-    async fn pump_out(&self, mut socket: OwnedWriteHalf) -> io::Result<Parting> {
-        loop {
-            match self.next_step() {
-                Step::Flow(Next::Control(frame)) => self.write(&mut socket, frame, Bytes::new()).await?,
-                Step::Flow(Next::Chunk(departure)) => self.write_chunk(&mut socket, departure).await?,
-                Step::Flow(Next::Until(ns)) => tokio::select! {
-                    () = sleep_until(instant_of(ns).into()) => {}
-                    () = self.work.notified() => {}
-                },
-                Step::Flow(Next::Idle) => self.work.notified().await,
-                Step::Part(parting) => return self.part(&mut socket, parting).await,
-            }
-        }
-    }
-
-    fn next_step(&self) -> Step {
-        let mut state = self.lock();
-        match &state.parting {
-            Parting::Abort { .. } => return Step::Part(state.parting.clone()),
-            Parting::Goodbye if state.flow.ended().is_some() => return Step::Part(Parting::Goodbye),
-            _ => {}
-        }
-        let now_ns = monotonic_ns();
-        match (state.flow.next(now_ns), state.flow.outgoing.drained(now_ns)) {
-            (Next::Idle, Drained::Yes) if state.parting == Parting::Goodbye => Step::Part(Parting::Goodbye),
-            (Next::Idle, Drained::At(ns)) => Step::Flow(Next::Until(ns)),
-            (next, _) => Step::Flow(next),
-        }
-    }
-
-    async fn write_chunk(&self, socket: &mut OwnedWriteHalf, departure: Departure) -> io::Result<()> {
-        let Departure { mut chunk, payload, eligible_ns } = departure;
-        let mut line_free_ns = 0;
-        if let Some(Path { shape, route }) = &self.path {
-            line_free_ns = shape.reserve(route, eligible_ns, payload.len()).end_ns;
-            chunk.deliver_at_ns = line_free_ns + route.latency_ns();
-        }
-        self.write(socket, Frame::Chunk(chunk), payload).await?;
-        self.lock().flow.outgoing.written(line_free_ns);
-        if chunk.is_last() {
-            self.changed.notify_all();
-        }
-        Ok(())
-    }
-
-    async fn part(&self, socket: &mut OwnedWriteHalf, parting: Parting) -> io::Result<Parting> {
-        if let Parting::Abort { reason } = &parting {
-            let reason = &reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX as usize)];
-            let frame = Frame::Abort { payload_bytes: reason.len() as u32 };
-            self.write(socket, frame, Bytes::copy_from_slice(reason)).await?;
-        } else {
-            self.write(socket, Frame::Goodbye, Bytes::new()).await?;
-        }
-        socket.shutdown().await?;
-        Ok(parting)
-    }
-
-    async fn write(&self, socket: &mut OwnedWriteHalf, frame: Frame, payload: Bytes) -> io::Result<()> {
-        let payload_bytes = payload.len() as u64;
-        let header = frame.encode();
-        let mut rest = Buf::chain(header.as_slice(), payload);
-        while rest.has_remaining() {
-            let mut slices = [IoSlice::new(&[]); 2];
-            let filled = rest.chunks_vectored(&mut slices);
-            let written = socket.write_vectored(&slices[..filled]).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            rest.advance(written);
-            self.sent.wire_bytes.fetch_add(written as u64, Relaxed);
-        }
-        if matches!(frame, Frame::Chunk(_)) {
-            self.sent.payload_bytes.fetch_add(payload_bytes, Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Reads frames until the peer ends; returns how it did.
-    async fn pump_in(&self, socket: OwnedReadHalf) -> Cause {
-        let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, socket);
-        loop {
-            match self.read_frame(&mut reader).await {
-                Ok(()) => {}
-                Err(cause) => return cause,
-            }
-        }
-    }
-
-    async fn read_frame(&self, reader: &mut BufReader<OwnedReadHalf>) -> Result<(), Cause> {
-        let mut header = [0; HEADER_BYTES];
-        reader.read_exact(&mut header).await.map_err(lost)?;
-        self.received.wire_bytes.fetch_add(HEADER_BYTES as u64, Relaxed);
-        let frame = Frame::parse(&header, &self.limits).map_err(|e| Cause::Protocol(e.to_string()))?;
-        match frame {
-            Frame::Chunk(chunk) => self.read_chunk(reader, chunk).await,
-            Frame::Goodbye => Err(Cause::Closed),
-            Frame::Abort { payload_bytes } => {
-                let reason = self.read_payload(reader, Vec::new(), payload_bytes).await?;
-                Err(Cause::PeerAborted { reason: String::from_utf8_lossy(&reason).into_owned() })
-            }
-            control => {
-                let mut state = self.lock();
-                state.flow.control(control, monotonic_ns()).map_err(|broken| Cause::Protocol(broken.0))?;
-                self.work.notify_one();
-                Ok(())
-            }
-        }
-    }
-
-    async fn read_chunk(&self, reader: &mut BufReader<OwnedReadHalf>, chunk: Chunk) -> Result<(), Cause> {
-        let begun = self.lock().flow.incoming.begin(&chunk);
-        let buffer = begun.map_err(|broken| Cause::Protocol(broken.0))?;
-        let buffer = self.read_payload(reader, buffer, chunk.payload_bytes).await?;
-        self.received.payload_bytes.fetch_add(chunk.payload_bytes.into(), Relaxed);
-        let mut state = self.lock();
-        let landed = state.flow.incoming.landed(&chunk, buffer);
-        self.tell_pump(&state);
-        if landed == Landed::Whole {
-            self.changed.notify_all();
-        }
-        Ok(())
-    }
-
-    /// Appends so many bytes to `buffer`.
-    async fn read_payload(
-        &self,
-        reader: &mut BufReader<OwnedReadHalf>,
-        mut buffer: Vec<u8>,
-        payload_bytes: u32,
-    ) -> Result<Vec<u8>, Cause> {
-        let mut missing = payload_bytes as usize;
-        while missing > 0 {
-            let read = reader.read_buf(&mut (&mut buffer).limit(missing)).await.map_err(lost)?;
-            if read == 0 {
-                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
-            }
-            missing -= read;
-            self.received.wire_bytes.fetch_add(read as u64, Relaxed);
-        }
-        Ok(buffer)
-    }
-
     fn await_message<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         tag: Tag,
         deadline: Instant,
-    ) -> (MutexGuard<'a, State>, Result<(Vec<u8>, u64), Cause>) {
+    ) -> (MutexGuard<'a, State>, Result<Delivered, Cause>) {
         let called = Instant::now();
         loop {
             if let Err(cause) = state.is_not_parting() {
@@ -427,19 +245,18 @@ impl TcpLink {
         }
     }
 
-    fn end(&self, cause: Cause) {
-        self.lock().flow.end(cause);
-        self.tell_everyone();
-    }
-
-    fn fall_silent(&self) {
-        self.lock().silent = true;
-        self.changed.notify_all();
-    }
-
-    fn tell_everyone(&self) {
-        self.changed.notify_all();
+    fn tell_everyone(&self, state: MutexGuard<'_, State>) {
+        self.tell_threads(state);
         self.work.notify_one();
+    }
+
+    /// Lets the lock go first, and asks first whether anyone waits: a notification is a system call in any case.
+    fn tell_threads(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting;
+        drop(state);
+        if waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     fn tell_pump(&self, state: &State) {
@@ -453,20 +270,18 @@ impl TcpLink {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>, until: Instant) -> MutexGuard<'a, State> {
+        state.waiting += 1;
         let left = until.saturating_duration_since(Instant::now());
-        self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+        let (mut state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
     }
 
     #[cfg(test)]
     pub fn held_bytes(&self) -> u64 {
         self.lock().flow.incoming.held_bytes()
     }
-}
-
-enum Step {
-    Flow(Next),
-    Part(Parting),
 }
 
 impl State {
@@ -494,8 +309,4 @@ fn full_queue(called: Instant, state: &State) -> Cause {
     let queue = state.flow.outgoing.describe();
     let found = format!("{queue}; receive in the order sent, or raise window_bytes");
     Cause::Deadline { waited: called.elapsed(), found }
-}
-
-fn lost(error: io::Error) -> Cause {
-    Cause::Lost(Arc::new(error))
 }

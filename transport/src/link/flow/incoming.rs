@@ -64,11 +64,15 @@ pub enum Take {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landed {
     Part,
-    Whole,
+    /// A whole message that nobody waits for yet.
+    Ahead,
+    /// A whole message, and a receive that waits for its tag.
+    Awaited,
 }
 
-/// Buffers kept for reuse. More would hoard, fewer allocate when several tags are under way.
-const SPARE_BUFFERS: usize = 4;
+/// Buffers kept for reuse, at most, and a window's worth of bytes at most: what can lie here in steady state. Fresh
+/// memory costs as much as the copy into it (page faults).
+const SPARE_BUFFERS: usize = 64;
 
 impl Incoming {
     pub fn new(window_bytes: u64) -> Self {
@@ -159,7 +163,11 @@ impl Incoming {
         arrival.buffer = buffer;
         arrival.deliver_at_ns = arrival.deliver_at_ns.max(chunk.deliver_at_ns);
         arrival.whole = chunk.is_last();
-        let landed = if arrival.whole { Landed::Whole } else { Landed::Part };
+        let landed = match arrival.whole {
+            false => Landed::Part,
+            true if inbox.waiting > 0 => Landed::Awaited,
+            true => Landed::Ahead,
+        };
         if arrival.whole && arrival.claim != Claim::None {
             self.offers -= 1;
         }
