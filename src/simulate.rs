@@ -15,7 +15,9 @@ use narrows_planner::simulate::{Simulation, render, simulate, write_trace};
 /// ranks wait for what has not come. The figure is that of the plan's `predicted`. Plans written by hand are welcome:
 /// `cluster` and `model` may be paths of their TOML files, `predicted` and `solver` may be absent.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  narrows simulate plan.json\n  narrows simulate plan.json --trace trace.json    # open in https://ui.perfetto.dev")]
+#[command(
+    after_help = "Examples:\n  narrows simulate plan.json\n  narrows simulate plan.json --trace trace.json    # open in https://ui.perfetto.dev"
+)]
 pub struct Simulate {
     /// The plan, as `narrows plan -o` writes it
     plan: PathBuf,

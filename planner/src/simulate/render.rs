@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use super::{LinkLoad, Simulation, Traffic};
 use crate::plan::{ExchangeKind, Plan, ScheduleKind, Seat};
-use crate::schedule::draw_events;
+use crate::schedule::{Action, Event, draw_events};
 use crate::units::{human_bytes, human_compute, human_rate, human_time};
 
 /// Columns of the picture.
@@ -50,7 +50,7 @@ fn figures(plan: &Plan, simulation: &Simulation) -> String {
 fn exchange_note(plan: &Plan, simulation: &Simulation) -> String {
     let periods: Vec<String> =
         plan.exchange.iter().filter(|e| e.replicas.len() > 1).map(exchange_words).collect();
-    match (periods.is_empty(), simulation.exchange_s > 0.0) {
+    match (periods.is_empty(), !simulation.exchange_timeline.is_empty()) {
         (true, _) => "(one replica, nothing exchanged)".to_owned(),
         (false, false) => format!("({}, in every step)", periods.join(", ")),
         (false, true) => format!(
@@ -77,11 +77,17 @@ fn picture(plan: &Plan, simulation: &Simulation) -> String {
         ScheduleKind::Gpipe => "gpipe",
         ScheduleKind::OneForwardOneBackward => "1f1b",
     };
-    let shown: Vec<_> = simulation.timeline.iter().filter(|e| e.rank < RANKS).copied().collect();
+    let shown = from_own_start(plan, &simulation.timeline);
     let end_s = shown.iter().map(|e| e.end_s).fold(0.0, f64::max);
     let column_s = end_s / COLUMNS;
     let mut text = String::new();
-    line(&mut text, format_args!("\none step, {kind}; a column is {}", human_time(column_s)));
+    line(
+        &mut text,
+        format_args!(
+            "\none step, {kind}, each replica from its own start; a column is {}",
+            human_time(column_s)
+        ),
+    );
     if column_s > 0.0 {
         text.push_str(&draw_events(&shown, column_s));
     }
@@ -90,6 +96,22 @@ fn picture(plan: &Plan, simulation: &Simulation) -> String {
         format_args!("0-9 forward, a-j input gradient, A-J weight gradient, = reduce, . waiting"),
     );
     text
+}
+
+/// The events of the ranks shown. Replicas drift apart between exchanges: each is moved so that its first forward
+/// begins at 0.
+fn from_own_start(plan: &Plan, timeline: &[Event]) -> Vec<Event> {
+    let replica_of: Vec<usize> = plan.seats().iter().map(|seat| seat.replica).collect();
+    let mut start_s = vec![f64::INFINITY; plan.replicas.len()];
+    for event in timeline.iter().filter(|e| matches!(e.action, Action::Forward { .. })) {
+        let replica = replica_of[event.rank as usize];
+        start_s[replica] = start_s[replica].min(event.start_s);
+    }
+    let moved = |e: &Event| {
+        let start_s = start_s[replica_of[e.rank as usize]];
+        Event { start_s: e.start_s - start_s, end_s: e.end_s - start_s, ..*e }
+    };
+    timeline.iter().filter(|e| e.rank < RANKS).map(moved).collect()
 }
 
 fn ranks(plan: &Plan, simulation: &Simulation) -> String {
@@ -151,8 +173,11 @@ fn links(simulation: &Simulation) -> String {
         let Traffic { step_bytes, exchange_bytes, step_busy_s, exchange_busy_s } = load.traffic;
         let rate = human_rate((step_bytes + exchange_bytes) as f64 / (step_busy_s + exchange_busy_s));
         let busy = percent(step_busy_s, simulation.step_s);
-        let (per_step, exchange) = (human_bytes(step_bytes), human_bytes(exchange_bytes));
-        let takes = human_time(exchange_busy_s);
+        let per_step = human_bytes(step_bytes);
+        let (exchange, takes) = match exchange_bytes {
+            0 => ("-".to_owned(), "-".to_owned()),
+            bytes => (human_bytes(bytes), human_time(exchange_busy_s)),
+        };
         line(
             &mut text,
             format_args!("{:<32} {rate:>11} {per_step:>9} {busy:>6} {exchange:>11} {takes:>9}", load.name),
