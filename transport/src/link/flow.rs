@@ -22,7 +22,8 @@
 //! ends at its deadline, naming the tags in the way.
 //!
 //! Memory per peer: one window at the receiver and one at the sender, plus one message for each receive in progress
-//! (its caller pays), plus one message at the sender, for a queue that is empty takes any length.
+//! (its caller pays), plus one message at the sender, for a queue that is empty takes any length, plus a window of
+//! buffers kept for reuse.
 //!
 //! Not here: several streams per peer, priorities (messages leave in the order given unless blocked).
 

@@ -70,8 +70,8 @@ pub enum Landed {
     Awaited,
 }
 
-/// Buffers kept for reuse, at most, and a window's worth of bytes at most: what can lie here in steady state. Fresh
-/// memory costs as much as the copy into it (page faults).
+/// Buffers kept for reuse, at most; a window of bytes at most, or one of any length. Fresh memory costs as much as the
+/// copy into it (page faults).
 const SPARE_BUFFERS: usize = 64;
 
 impl Incoming {
@@ -116,10 +116,11 @@ impl Incoming {
 
     /// A buffer that is done with, for a later message to land in.
     pub fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_BUFFERS
-            && buffer.capacity() > 0
-            && buffer.capacity() as u64 <= self.window_bytes
-        {
+        let kept_bytes: usize = self.spare.iter().map(Vec::capacity).sum();
+        let fits = (kept_bytes + buffer.capacity()) as u64 <= self.window_bytes;
+        // One of any length: messages longer than the window come one at a time.
+        let keep = self.spare.is_empty() || (fits && self.spare.len() < SPARE_BUFFERS);
+        if keep && buffer.capacity() > 0 {
             self.spare.push(buffer);
         }
     }
@@ -209,6 +210,11 @@ impl Incoming {
     #[cfg(test)]
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
+    }
+
+    #[cfg(test)]
+    pub fn spare_bytes(&self) -> usize {
+        self.spare.iter().map(Vec::capacity).sum()
     }
 
     #[cfg(test)]

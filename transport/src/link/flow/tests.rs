@@ -275,6 +275,16 @@ fn a_buffer_that_was_given_back_is_landed_in_again() {
     assert_eq!(message.as_ptr(), address);
 }
 
+#[test]
+fn buffers_kept_for_reuse_are_bounded_by_the_window() {
+    let mut pair = Pair::new();
+    (0..10).for_each(|_| pair.b.incoming.recycle(Vec::with_capacity(300)));
+    assert_eq!(pair.b.incoming.spare_bytes(), 900);
+    let mut pair = Pair::new();
+    (0..10).for_each(|_| pair.b.incoming.recycle(Vec::with_capacity(5_000)));
+    assert_eq!(pair.b.incoming.spare_bytes(), 5_000, "one of any length");
+}
+
 #[derive(Debug, Clone)]
 enum Move {
     Send(u64, usize),
