@@ -106,20 +106,17 @@ impl AdamW {
     }
 }
 
-/// Sum of squares in f64 and in a fixed order: a stage's part of the global gradient norm, squared.
-pub fn squared_norm(gradients: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    vectorised(|| {
-        let mut lanes = [0.0f64; LANES];
-        let (chunks, rest) = gradients.as_chunks::<LANES>();
+vectorised! {
+    /// Sum of squares in f64 and in a fixed order: a stage's part of the global gradient norm, squared.
+    pub fn squared_norm(gradients: &[f32]) -> f64 {
+        let (chunks, rest) = gradients.as_chunks::<16>();
+        let mut lanes = [0.0f64; 16];
         for chunk in chunks {
-            for i in 0..LANES {
-                lanes[i] += chunk[i] as f64 * chunk[i] as f64;
-            }
+            lanes.iter_mut().zip(chunk).for_each(|(lane, &x)| *lane += x as f64 * x as f64);
         }
-        let rest: f64 = rest.iter().map(|x| *x as f64 * *x as f64).sum();
+        let rest: f64 = rest.iter().map(|&x| x as f64 * x as f64).sum();
         lanes.iter().sum::<f64>() + rest
-    })
+    }
 }
 
 /// What an element costs, as arithmetic: mostly waiting for memory.
@@ -165,16 +162,15 @@ impl Band<'_> {
             let keep = if decay == Decay::Yes { self.rule.keep } else { 1.0 };
             let here = start..end;
             let (p, m, v) = (&mut self.p[here.clone()], &mut self.m[here.clone()], &mut self.v[here.clone()]);
-            vectorised(|| self.rule.update(keep, p, &self.g[here], m, v));
+            update(self.rule, keep, p, &self.g[here], m, v);
             start = end;
         }
     }
 }
 
-impl Rule {
-    #[inline(always)]
-    fn update(&self, keep: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-        let Rule { beta1, beta2, scale, eps, rate, unbias, .. } = *self;
+vectorised! {
+    fn update(rule: Rule, keep: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let Rule { beta1, beta2, scale, eps, rate, unbias, .. } = rule;
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * scale;
             *m = beta1 * *m + (1.0 - beta1) * g;
