@@ -158,7 +158,8 @@ pub(super) fn backward_input(
     by_head(lanes, shape, heads, scratch, |(i, head), scratch| {
         let (sequence, at) = (*i / shape.heads, *i % shape.heads);
         let [out, d_out] = [mixed, d_mixed].map(|m| {
-            m.rows(sequence * shape.sequence..(sequence + 1) * shape.sequence).cols(at * width..(at + 1) * width)
+            m.rows(sequence * shape.sequence..(sequence + 1) * shape.sequence)
+                .cols(at * width..(at + 1) * width)
         });
         attention::backward(head, out, d_out, scratch);
     });

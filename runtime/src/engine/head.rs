@@ -90,7 +90,15 @@ pub(super) fn backward_weight(
     let vocab = p.weight.len() / p.norm_gain.len();
     let norm = (&saved.norm.normal[..], p.norm_gain, p.norm_bias);
     let mut jobs = Jobs::new();
-    after_norm(&mut jobs, lanes, norm, &mut work.narrow[0], Mat::new(&saved.logits, vocab), grad.weight, scale);
+    after_norm(
+        &mut jobs,
+        lanes,
+        norm,
+        &mut work.narrow[0],
+        Mat::new(&saved.logits, vocab),
+        grad.weight,
+        scale,
+    );
     jobs.push(Box::new(|| norm::add_sums(sums, grad.norm_gain, grad.norm_bias)));
     lanes.run(jobs, |job| job());
 }
