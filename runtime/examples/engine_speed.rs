@@ -16,7 +16,8 @@ const SEQUENCES: usize = 8;
 const WARM_UP: usize = 3;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1).map(|a| a.parse::<usize>().expect("engine_speed THREADS STEPS"));
+    let mut arguments =
+        std::env::args().skip(1).map(|a| a.parse::<usize>().expect("engine_speed THREADS STEPS"));
     let (threads, steps) = (arguments.next().unwrap_or(1), arguments.next().unwrap_or(10));
     let mut times: [Vec<f64>; 6] = Default::default();
     let mut trainer = Trainer::new(threads);
@@ -49,11 +50,14 @@ impl Trainer {
 
     /// Milliseconds of the whole, forward, input half, weight half, optimiser; and the loss.
     fn step(&mut self, step: usize) -> [f64; 6] {
-        let tokens: Vec<u32> = (0..SEQUENCES * MODEL.sequence).map(|i| ((i * 31 + step * 7) % 251) as u32).collect();
+        let tokens: Vec<u32> =
+            (0..SEQUENCES * MODEL.sequence).map(|i| ((i * 31 + step * 7) % 251) as u32).collect();
         let targets: Vec<u32> = tokens.iter().map(|t| (t + 31) % 251).collect();
         let mut marks = vec![Instant::now()];
         let output = self.stage.forward(0, Input::Tokens(&tokens), Goal::Loss { targets: &targets });
-        let Output::Loss(loss) = output.expect("a sound batch") else { panic!("the whole model gives a loss") };
+        let Output::Loss(loss) = output.expect("a sound batch") else {
+            panic!("the whole model gives a loss")
+        };
         marks.push(Instant::now());
         self.stage.backward_input(0, Upstream::Loss { scale: 1.0 }).expect("after forward");
         marks.push(Instant::now());
@@ -116,7 +120,9 @@ fn divided(
 
 fn multiply(dst: &mut [f32], n: usize, k: usize, lhs: (&[f32], usize, usize), rhs: (&[f32], usize, usize)) {
     let m = dst.len() / n;
-    assert!(lhs.0.len() > (m - 1) * lhs.1 + (k - 1) * lhs.2 && rhs.0.len() > (k - 1) * rhs.1 + (n - 1) * rhs.2);
+    assert!(
+        lhs.0.len() > (m - 1) * lhs.1 + (k - 1) * lhs.2 && rhs.0.len() > (k - 1) * rhs.1 + (n - 1) * rhs.2
+    );
     // SAFETY: the last element of each operand lies inside its slice (above), and so do all others.
     unsafe {
         gemm::gemm(

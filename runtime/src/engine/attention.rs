@@ -67,18 +67,7 @@ pub(super) fn forward(head: &mut Head<'_>, mut out: MatMut<'_>, scratch: &mut [f
         let (rows, keys) = block(start, sequence);
         let probability = &mut scratch[..rows.len() * keys];
         scores(head, rows.clone(), probability);
-        vectorised(|| {
-            for (i, p) in probability.chunks_exact_mut(keys).enumerate() {
-                let row = start + i;
-                let (seen, unseen) = p.split_at_mut(row + 1);
-                let top = max(seen);
-                seen.iter_mut().for_each(|s| *s = exp(*s - top));
-                let share = 1.0 / sum(seen, |p| p);
-                seen.iter_mut().for_each(|p| *p *= share);
-                unseen.fill(0.0);
-                head.softmax[2 * row..][..2].copy_from_slice(&[top, share]);
-            }
-        });
+        softmax(probability, start, &mut head.softmax[2 * start..2 * keys]);
         let value = head.value.view().rows(0..keys);
         multiply(out.rows(rows), Mat::new(probability, keys), value, 1.0);
     }
@@ -87,7 +76,6 @@ pub(super) fn forward(head: &mut Head<'_>, mut out: MatMut<'_>, scratch: &mut [f
 /// From Y (`out`) and its gradient (`d_out`): overwrites Q, K, V with their gradients.
 pub(super) fn backward(head: &mut Head<'_>, out: Mat<'_>, d_out: Mat<'_>, scratch: &mut [f32]) {
     let (sequence, width) = (out.height(), out.width());
-    let scale = 1.0 / (width as f32).sqrt();
     let (blocks, sums) = scratch.split_at_mut(2 * QUERIES * sequence);
     let (d_key, d_value) = sums[..2 * sequence * width].split_at_mut(sequence * width);
     let (mut d_key, mut d_value) = (MatMut::new(d_key, width), MatMut::new(d_value, width));
@@ -99,20 +87,7 @@ pub(super) fn backward(head: &mut Head<'_>, out: Mat<'_>, d_out: Mat<'_>, scratc
         scores(head, rows.clone(), probability);
         let d_block = d_out.rows(rows.clone());
         multiply(MatMut::new(d_scores, keys), d_block, head.value.view().rows(0..keys).t(), 1.0);
-        vectorised(|| {
-            let lines = probability.chunks_exact_mut(keys).zip(d_scores.chunks_exact_mut(keys));
-            for (i, (p, ds)) in lines.enumerate() {
-                let row = start + i;
-                let [top, share] = [head.softmax[2 * row], head.softmax[2 * row + 1]];
-                let delta = dot(out.row(row), d_out.row(row));
-                for (p, ds) in p[..=row].iter_mut().zip(&mut ds[..=row]) {
-                    *p = exp(*p - top) * share;
-                    *ds = *p * (*ds - delta) * scale;
-                }
-                p[row + 1..].fill(0.0);
-                ds[row + 1..].fill(0.0);
-            }
-        });
+        softmax_backward(probability, d_scores, start, &head.softmax[2 * start..2 * keys], (out, d_out));
         let (probability, d_scores) = (Mat::new(probability, keys), Mat::new(d_scores, keys));
         let into = if keys == sequence { multiply } else { multiply_add };
         into(d_value.rows(0..keys), probability.t(), d_block, 1.0);
@@ -125,6 +100,47 @@ pub(super) fn backward(head: &mut Head<'_>, out: Mat<'_>, d_out: Mat<'_>, scratc
     }
 }
 
+vectorised! {
+    /// Rows of S become rows of P; `first` is the first one's query. Keeps each row's maximum and share.
+    fn softmax(scores: &mut [f32], first: usize, kept: &mut [f32]) {
+        let (kept, _) = kept.as_chunks_mut::<2>();
+        let keys = first + kept.len();
+        for ((row, p), kept) in (first..).zip(scores.chunks_exact_mut(keys)).zip(kept) {
+            let (seen, unseen) = p.split_at_mut(row + 1);
+            let top = max(seen);
+            seen.iter_mut().for_each(|s| *s = exp(*s - top));
+            let share = 1.0 / sum(seen, |p| p);
+            seen.iter_mut().for_each(|p| *p *= share);
+            unseen.fill(0.0);
+            *kept = [top, share];
+        }
+    }
+}
+
+vectorised! {
+    /// Rows of S become rows of P, rows of dP become rows of dS; `outs` is Y and dY.
+    fn softmax_backward(scores: &mut [f32], d: &mut [f32], first: usize, kept: &[f32], outs: (Mat<'_>, Mat<'_>)) {
+        let (kept, _) = kept.as_chunks::<2>();
+        let keys = first + kept.len();
+        let scale = root(outs.0.width());
+        let lines = scores.chunks_exact_mut(keys).zip(d.chunks_exact_mut(keys));
+        for ((row, (p, ds)), [top, share]) in (first..).zip(lines).zip(kept) {
+            let delta = dot(outs.0.row(row), outs.1.row(row));
+            for (p, ds) in p[..=row].iter_mut().zip(&mut ds[..=row]) {
+                *p = exp(*p - top) * share;
+                *ds = *p * (*ds - delta) * scale;
+            }
+            p[row + 1..].fill(0.0);
+            ds[row + 1..].fill(0.0);
+        }
+    }
+}
+
+/// 1/√w.
+fn root(width: usize) -> f32 {
+    1.0 / (width as f32).sqrt()
+}
+
 /// The rows of the block of queries at `start`, and how many keys they see between them.
 fn block(start: usize, sequence: usize) -> (std::ops::Range<usize>, usize) {
     let end = sequence.min(start + QUERIES);
@@ -135,8 +151,7 @@ fn block(start: usize, sequence: usize) -> (std::ops::Range<usize>, usize) {
 fn scores(head: &Head<'_>, rows: std::ops::Range<usize>, out: &mut [f32]) {
     let keys = rows.end;
     let query = head.query.view().rows(rows);
-    let scale = 1.0 / (query.width() as f32).sqrt();
-    multiply(MatMut::new(out, keys), query, head.key.view().rows(0..keys).t(), scale);
+    multiply(MatMut::new(out, keys), query, head.key.view().rows(0..keys).t(), root(query.width()));
 }
 
 fn by_head(rows: MatMut<'_>, width: usize) -> impl Iterator<Item = MatMut<'_>> {

@@ -158,7 +158,8 @@ pub(super) fn backward_input(
     by_head(lanes, shape, heads, scratch, |(i, head), scratch| {
         let (sequence, at) = (*i / shape.heads, *i % shape.heads);
         let [out, d_out] = [mixed, d_mixed].map(|m| {
-            m.rows(sequence * shape.sequence..(sequence + 1) * shape.sequence).cols(at * width..(at + 1) * width)
+            m.rows(sequence * shape.sequence..(sequence + 1) * shape.sequence)
+                .cols(at * width..(at + 1) * width)
         });
         attention::backward(head, out, d_out, scratch);
     });
@@ -228,7 +229,7 @@ pub(super) fn after_norm<'a>(
         let normal = Mat::new(normal, width).cols(cols.clone());
         let (gain, bias) = (&gain[cols.clone()], &bias[cols]);
         jobs.push(Box::new(move || {
-            vectorised(|| (0..dy.height()).for_each(|i| norm::apply(normal.row(i), (gain, bias), a.row(i))));
+            apply(normal, (gain, bias), &mut a);
             multiply_add(MatMut::new(grad, dy.width()), a.view().t(), dy, scale);
         }));
     }
@@ -243,24 +244,29 @@ fn after<'a>(jobs: &mut Jobs<'a>, lanes: &Lanes, x: Mat<'a>, dy: Mat<'a>, grad: 
     }
 }
 
-/// Adds the sum of the rows to `to`, by tiles of columns that stay in registers.
-fn add_rows(rows: Mat<'_>, to: &mut [f32]) {
-    const TILE: usize = 32;
-    vectorised(|| {
-        let (tiles, rest) = to.as_chunks_mut::<TILE>();
-        let tail = tiles.len() * TILE;
-        for (tile, to) in tiles.iter_mut().enumerate() {
+vectorised! {
+    /// Some columns of a norm's output, made again.
+    fn apply(normal: Mat<'_>, affine: norm::Affine<'_>, a: &mut MatMut<'_>) {
+        for row in 0..normal.height() {
+            norm::apply(normal.row(row), affine, a.row(row));
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the sum of the rows to `to`, by tiles of columns that stay in the nearest cache.
+    fn add_rows(rows: Mat<'_>, to: &mut [f32]) {
+        const TILE: usize = 256;
+        for (tile, to) in to.chunks_mut(TILE).enumerate() {
             let mut sum = [0.0; TILE];
+            let sum = &mut sum[..to.len()];
             for row in 0..rows.height() {
-                let from = &rows.row(row)[tile * TILE..][..TILE];
+                let from = &rows.row(row)[tile * TILE..][..to.len()];
                 sum.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
             }
-            to.iter_mut().zip(sum).for_each(|(to, sum)| *to += sum);
+            to.iter_mut().zip(sum).for_each(|(to, sum)| *to += *sum);
         }
-        for (i, to) in rest.iter_mut().enumerate() {
-            *to += (0..rows.height()).map(|row| rows.row(row)[tail + i]).sum::<f32>();
-        }
-    });
+    }
 }
 
 /// Runs `work` for every head, each lane with its own scratch.

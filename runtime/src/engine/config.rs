@@ -39,7 +39,10 @@ impl GptConfig {
             return refuse(format!("hidden and vocab must be at least {MIN_HIDDEN}"));
         }
         if layers.is_empty() || layers.end > self.layers {
-            return refuse(format!("a stage needs at least one of the layers 0..{}; got {layers:?}", self.layers));
+            return refuse(format!(
+                "a stage needs at least one of the layers 0..{}; got {layers:?}",
+                self.layers
+            ));
         }
         Ok(())
     }

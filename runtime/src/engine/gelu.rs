@@ -10,29 +10,28 @@
 
 use super::simd::{exp, vectorised};
 
-/// Adds `bias` to each row of `h`, and gives `g = gelu(h)`; both `[rows, bias.len()]`.
-pub(super) fn forward(h: &mut [f32], bias: &[f32], g: &mut [f32]) {
-    let width = bias.len();
-    vectorised(|| {
-        for (h, g) in h.chunks_exact_mut(width).zip(g.chunks_exact_mut(width)) {
+vectorised! {
+    /// Adds `bias` to each row of `h`, and gives `g = gelu(h)`; both `[rows, bias.len()]`.
+    pub(super) fn forward(h: &mut [f32], bias: &[f32], g: &mut [f32]) {
+        for (h, g) in h.chunks_exact_mut(bias.len()).zip(g.chunks_exact_mut(bias.len())) {
             for ((h, g), bias) in h.iter_mut().zip(g).zip(bias) {
                 *h += bias;
                 *g = *h * gate(*h);
             }
         }
-    });
+    }
 }
 
-/// From `h` and the gradient by gelu(h) that stands in `g`: `g = gelu(h)` again, and in `h` the gradient by h.
-pub(super) fn backward(h: &mut [f32], g: &mut [f32]) {
-    vectorised(|| {
+vectorised! {
+    /// From `h` and the gradient by gelu(h) that stands in `g`: `g = gelu(h)` again, and in `h` the gradient by h.
+    pub(super) fn backward(h: &mut [f32], g: &mut [f32]) {
         for (h, g) in h.iter_mut().zip(g) {
             let (x, s) = (*h, gate(*h));
             let slope = 2.0 * ROOT_2_BY_PI * (1.0 + 3.0 * CUBIC * x * x);
             *h = *g * (s + x * s * (1.0 - s) * slope);
             *g = x * s;
         }
-    });
+    }
 }
 
 const ROOT_2_BY_PI: f32 = 0.797_884_6;

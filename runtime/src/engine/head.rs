@@ -90,25 +90,31 @@ pub(super) fn backward_weight(
     let vocab = p.weight.len() / p.norm_gain.len();
     let norm = (&saved.norm.normal[..], p.norm_gain, p.norm_bias);
     let mut jobs = Jobs::new();
-    after_norm(&mut jobs, lanes, norm, &mut work.narrow[0], Mat::new(&saved.logits, vocab), grad.weight, scale);
+    after_norm(
+        &mut jobs,
+        lanes,
+        norm,
+        &mut work.narrow[0],
+        Mat::new(&saved.logits, vocab),
+        grad.weight,
+        scale,
+    );
     jobs.push(Box::new(|| norm::add_sums(sums, grad.norm_gain, grad.norm_bias)));
     lanes.run(jobs, |job| job());
 }
 
-/// The loss of each row, and softmax minus target in place of the logits.
-fn cross_entropy(logits: &mut [f32], vocab: usize, targets: &[u32], losses: &mut [f32]) {
-    for ((z, &target), loss) in logits.chunks_exact_mut(vocab).zip(targets).zip(losses) {
-        let target = target as usize;
-        let at_target = z[target];
-        let (top, total) = vectorised(|| {
+vectorised! {
+    /// The loss of each row, and softmax minus target in place of the logits.
+    fn cross_entropy(logits: &mut [f32], vocab: usize, targets: &[u32], losses: &mut [f32]) {
+        for ((z, &target), loss) in logits.chunks_exact_mut(vocab).zip(targets).zip(losses) {
+            let at_target = z[target as usize];
             let top = max(z);
             z.iter_mut().for_each(|z| *z = exp(*z - top));
             let total = sum(z, |p| p);
             let share = 1.0 / total;
             z.iter_mut().for_each(|p| *p *= share);
-            (top, total)
-        });
-        z[target] -= 1.0;
-        *loss = total.ln() + top - at_target;
+            z[target as usize] -= 1.0;
+            *loss = total.ln() + top - at_target;
+        }
     }
 }

@@ -15,8 +15,9 @@ use std::sync::Mutex;
 pub(super) const ROW_BLOCK: usize = 32;
 /// The lowest band: below, the product kernel may sum in another order (`matrix`).
 const MIN_ROWS: usize = 64;
-/// Arithmetic below which handing a band to another thread costs more than it saves: about 20 µs of it.
-const MIN_FLOPS: usize = 1 << 21;
+/// Arithmetic below which handing a band to another thread costs more than it saves: about 80 µs of it, where waking
+/// a thread takes 10 to 50.
+const MIN_FLOPS: usize = 1 << 23;
 
 /// The threads of a stage.
 pub(super) struct Lanes {
@@ -102,7 +103,7 @@ impl Bands {
     }
 }
 
-fn cut<'a>(data: &'a mut [f32], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &'a mut [f32]> {
+fn cut(data: &mut [f32], lengths: impl Iterator<Item = usize>) -> impl Iterator<Item = &mut [f32]> {
     lengths.scan(data, |rest, length| rest.split_off_mut(..length))
 }
 

@@ -166,7 +166,8 @@ mod tests {
         }
         assert_eq!(end, 16 * 8 + 4 * 8 + 3 * (12 * 64 + 13 * 8) + 2 * 8 + 8 * 16);
         assert_eq!(whole.len(), end);
-        let names = |layers| Layout::new(&config, &layers).units.into_iter().map(|u| u.name).collect::<Vec<_>>();
+        let names =
+            |layers| Layout::new(&config, &layers).units.into_iter().map(|u| u.name).collect::<Vec<_>>();
         assert_eq!(names(0..1), ["embedding", "layer.0"]);
         assert_eq!(names(1..3), ["layer.1", "layer.2", "head"]);
     }

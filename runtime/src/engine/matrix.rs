@@ -139,16 +139,6 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride), self.cols) }
     }
 
-    /// The first `height` rows, and the rest.
-    pub fn split_rows(self, height: usize) -> (MatMut<'a>, MatMut<'a>) {
-        assert!(height <= self.rows, "{height} rows of {}", self.rows);
-        let rest = self.data.wrapping_add(height * self.row_stride);
-        (
-            MatMut { rows: height, of: PhantomData, ..self },
-            MatMut { data: rest, rows: self.rows - height, of: PhantomData, ..self },
-        )
-    }
-
     /// The first `width` columns, and the rest.
     pub fn split_cols(self, width: usize) -> (MatMut<'a>, MatMut<'a>) {
         assert!(width <= self.cols, "{width} columns of {}", self.cols);
@@ -286,7 +276,6 @@ mod tests {
         right.row(1)[2] = 70.0;
         assert_eq!(left.view().t().row_stride, 1);
         assert_eq!(right.view().rows(1..2).cols(1..3).row(0), [6.0, 70.0]);
-        let (_, mut below) = right.split_rows(2);
-        assert_eq!(below.row(0), [9.0, 10.0, 11.0]);
+        assert_eq!(right.rows(2..3).row(0), [9.0, 10.0, 11.0]);
     }
 }

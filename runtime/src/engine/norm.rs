@@ -37,65 +37,66 @@ pub(super) fn sums_len(tokens: usize, hidden: usize) -> usize {
     tokens.div_ceil(ROW_BLOCK) * 2 * hidden
 }
 
-/// Norm of the rows of `x`; `out` is `a`. Adds `onto_x` to each row of `x` once it is read: the bias of the projection
-/// that will be added to the residual stream, while the row is in cache.
-pub(super) fn forward(
-    x: &mut [f32],
-    (gain, bias): (&[f32], &[f32]),
-    onto_x: Option<&[f32]>,
-    (normal, scale): (&mut [f32], &mut [f32]),
-    out: &mut [f32],
-) {
-    let width = gain.len();
-    vectorised(|| {
-        let rows = x.chunks_exact_mut(width).zip(normal.chunks_exact_mut(width)).zip(scale).zip(out.chunks_exact_mut(width));
-        for (((x, normal), scale), out) in rows {
+/// A gain and a bias, `[hidden]` each.
+pub(super) type Affine<'a> = (&'a [f32], &'a [f32]);
+
+vectorised! {
+    /// Norm of the rows of `x`; `out` is `a`. Adds `onto_x` to each row of `x` once it is read: the bias of the
+    /// projection that will be added to the residual stream, while the row is in cache.
+    pub(super) fn forward(
+        x: &mut [f32],
+        affine: Affine<'_>,
+        onto_x: Option<&[f32]>,
+        saved: (&mut [f32], &mut [f32]),
+        out: &mut [f32],
+    ) {
+        let width = affine.0.len();
+        let rows = saved.0.chunks_exact_mut(width).zip(saved.1).zip(out.chunks_exact_mut(width));
+        for (x, ((normal, scale), out)) in x.chunks_exact_mut(width).zip(rows) {
             let mean = sum(x, |x| x) / width as f32;
             let variance = sum(x, |x| (x - mean) * (x - mean)) / width as f32;
             *scale = 1.0 / (variance + EPSILON).sqrt();
             for (normal, x) in normal.iter_mut().zip(&*x) {
                 *normal = (x - mean) * *scale;
             }
-            apply(normal, (gain, bias), out);
+            apply(normal, affine, out);
             if let Some(onto_x) = onto_x {
                 x.iter_mut().zip(onto_x).for_each(|(x, add)| *x += add);
             }
         }
-    });
+    }
 }
 
 /// `out = normal·gain + bias` for one row, or some columns of one.
 #[inline(always)]
-pub(super) fn apply(normal: &[f32], (gain, bias): (&[f32], &[f32]), out: &mut [f32]) {
+pub(super) fn apply(normal: &[f32], (gain, bias): Affine<'_>, out: &mut [f32]) {
     for (((out, normal), gain), bias) in out.iter_mut().zip(normal).zip(gain).zip(bias) {
         *out = normal * gain + bias;
     }
 }
 
-/// Input half: `dx = upstream + the norm's gradient for da`; writes the block sums of dgain and dbias.
-pub(super) fn backward(
-    da: &[f32],
-    (normal, scale): (&[f32], &[f32]),
-    gain: &[f32],
-    upstream: Option<&[f32]>,
-    dx: &mut [f32],
-    sums: &mut [f32],
-) {
-    let width = gain.len();
-    let rows_of = |block: usize| block * ROW_BLOCK * width..da.len().min((block + 1) * ROW_BLOCK * width);
-    vectorised(|| {
+vectorised! {
+    /// Input half: `dx = upstream + the norm's gradient for da`; writes the block sums of dgain and dbias.
+    pub(super) fn backward(
+        da: &[f32],
+        saved: (&[f32], &[f32]),
+        gain: &[f32],
+        upstream: Option<&[f32]>,
+        dx: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        let (width, (normal, scale)) = (gain.len(), saved);
         for (block, sums) in sums.chunks_exact_mut(2 * width).enumerate() {
+            sums.fill(0.0);
             let (sum_gain, sum_bias) = sums.split_at_mut(width);
-            sum_gain.fill(0.0);
-            sum_bias.fill(0.0);
-            for start in rows_of(block).step_by(width) {
+            let rows = block * ROW_BLOCK * width..da.len().min((block + 1) * ROW_BLOCK * width);
+            for start in rows.step_by(width) {
                 let row = start..start + width;
-                let (da, normal) = (&da[row.clone()], &normal[row.clone()]);
-                for i in 0..width {
-                    sum_gain[i] += da[i] * normal[i];
-                    sum_bias[i] += da[i];
+                let (da, normal, dx) = (&da[row.clone()], &normal[row.clone()], &mut dx[row.clone()]);
+                for (((sum_gain, sum_bias), da), normal) in sum_gain.iter_mut().zip(&mut *sum_bias).zip(da).zip(normal) {
+                    *sum_gain += da * normal;
+                    *sum_bias += da;
                 }
-                let dx = &mut dx[row.clone()];
                 match upstream {
                     Some(upstream) => dx.copy_from_slice(&upstream[row]),
                     None => dx.fill(0.0),
@@ -103,7 +104,7 @@ pub(super) fn backward(
                 add_row(da, normal, scale[start / width], gain, dx);
             }
         }
-    });
+    }
 }
 
 /// Weight half: adds the block sums, in order, to the gradients of gain and bias.

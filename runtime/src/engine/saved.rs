@@ -14,8 +14,8 @@
 //! embedding. A buffer goes back to the pool when its microbatch is done: after the first step with the deepest schedule
 //! nothing is allocated any more.
 
-use super::error::{Call, EngineError};
 use super::GptConfig;
+use super::error::{Call, EngineError};
 use super::norm::{self, NormSaved};
 
 /// Of which part of the model buffers are to be made.
@@ -117,7 +117,8 @@ impl Saved {
             b.norm1.floats() + b.qkv.len() + b.softmax.len() + b.mixed.len() + b.norm2.floats() + b.wide.len()
         };
         let head = self.head.as_ref().map_or(0, |head| head.norm.floats() + head.logits.len());
-        size_of::<f32>() * (self.blocks.iter().map(block).sum::<usize>() + head) + size_of_val(&self.tokens[..])
+        size_of::<f32>() * (self.blocks.iter().map(block).sum::<usize>() + head)
+            + size_of_val(&self.tokens[..])
     }
 }
 
@@ -167,7 +168,10 @@ impl Pool {
     /// A buffer for the forward of `microbatch`; goes back by [`Self::keep`] or [`Self::rest`].
     pub fn begin(&mut self, microbatch: usize) -> Result<Saved, EngineError> {
         if self.in_flight.iter().any(|f| f.microbatch == microbatch) {
-            return Err(EngineError::Order { call: Call::Forward(microbatch), state: "is in flight already" });
+            return Err(EngineError::Order {
+                call: Call::Forward(microbatch),
+                state: "is in flight already",
+            });
         }
         Ok(self.buffer())
     }

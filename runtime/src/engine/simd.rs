@@ -1,7 +1,7 @@
 //! Plain loops, compiled for the vector width of the CPU at hand.
 //!
-//! The crate is built for x86-64 as such (4 lanes); [`vectorised`] runs a closure compiled a second time for AVX2 where
-//! the CPU has it (8 lanes). Rust contracts no multiply-add by itself, so both give the same bits. Sums keep
+//! The crate is built for x86-64 as such (4 lanes). [`vectorised!`] compiles a function a second time for AVX2 (8 lanes)
+//! and calls that where the CPU has it. Rust contracts no multiply-add by itself, so both give the same bits. Sums keep
 //! [`LANES`] partial sums, whose order no width changes.
 //!
 //! Not here: products of matrices (`matrix`).
@@ -9,11 +9,31 @@
 /// Partial sums kept side by side in [`dot`] and its like.
 const LANES: usize = 16;
 
-/// Runs `work` in the widest form that this CPU has.
-#[inline]
-pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
+/// Wraps a function: compiled for the baseline and for AVX2, chosen at each call.
+macro_rules! vectorised {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        #[allow(unsafe_code, clippy::too_many_arguments)]
+        $visibility fn $name($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn plain($($argument: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($argument: $type),*) $(-> $result)? {
+                plain($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            if std::arch::is_x86_feature_detected!("avx2") {
+                // SAFETY: the CPU has AVX2, asked just above; the function is safe otherwise.
+                return unsafe { avx2($($argument),*) };
+            }
+            plain($($argument),*)
+        }
+    };
 }
+pub(super) use vectorised;
 
 /// Σ aᵢ·bᵢ·cᵢ in a fixed order.
 #[inline(always)]
@@ -140,8 +160,13 @@ mod tests {
     #[test]
     fn sums_have_the_same_bits_at_every_vector_width() {
         let a: Vec<f32> = (0..1003).map(|i| exp((i % 17) as f32 * -0.31)).collect();
+        vectorised! {
+            fn wide(a: &[f32]) -> (f32, f32, f32) {
+                (sum(a, exp), dot(a, a), max(a))
+            }
+        }
         let plain = (sum(&a, exp), dot(&a, &a), max(&a));
-        assert_eq!(vectorised(|| (sum(&a, exp), dot(&a, &a), max(&a))), plain);
+        assert_eq!(wide(&a), plain);
         let exact: f64 = a.iter().map(|x| *x as f64 * *x as f64).sum();
         assert!((plain.1 as f64 / exact - 1.0).abs() < 1e-6 && plain.2 == 1.0);
     }

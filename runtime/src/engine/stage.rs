@@ -162,7 +162,8 @@ impl GptStage {
             Upstream::Activation(gradient) => d_out.copy_from_slice(gradient),
             Upstream::Loss { scale: weight } => {
                 *scale = weight / shape.tokens as f32;
-                let (p, saved) = (layout.head(extent, parameters), saved.head.as_ref().expect("the last stage's"));
+                let (p, saved) =
+                    (layout.head(extent, parameters), saved.head.as_ref().expect("the last stage's"));
                 head::backward_input(lanes, *shape, &p, saved, *scale, (d_out, head_sums), work);
             }
         }
@@ -275,7 +276,8 @@ impl GptStage {
         match goal {
             Goal::Activation => None,
             Goal::Loss { targets } => {
-                let (p, saved) = (layout.head(extent, parameters), saved.head.as_mut().expect("the last stage's"));
+                let (p, saved) =
+                    (layout.head(extent, parameters), saved.head.as_mut().expect("the last stage's"));
                 Some(head::forward(lanes, *shape, &p, x, targets, saved, work))
             }
         }

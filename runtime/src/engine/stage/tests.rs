@@ -43,7 +43,8 @@ fn pass(stages: &mut [GptStage], microbatch: usize, tokens: &[u32], targets: &[u
     }
     let mut gradient = vec![];
     for (i, stage) in stages.iter_mut().enumerate().rev() {
-        let upstream = if i == last { Upstream::Loss { scale: 0.5 } } else { Upstream::Activation(&gradient) };
+        let upstream =
+            if i == last { Upstream::Loss { scale: 0.5 } } else { Upstream::Activation(&gradient) };
         let given = stage.backward_input(microbatch, upstream).unwrap().map(<[f32]>::to_vec);
         stage.backward_weight(microbatch).unwrap();
         assert_eq!(given.is_none(), i == 0, "the first stage alone has no stage before it");
@@ -78,9 +79,15 @@ fn gradients_agree_with_finite_differences_for_every_tensor() {
         let steepest = (0..part.len()).max_by(|&a, &b| part[a].abs().total_cmp(&part[b].abs())).unwrap();
         for i in [steepest, part.len() / 3, part.len() - 1].map(|i| tensor.range.start + i) {
             let h = 4e-3;
-            let slope = (8.0 * (at(i, h) - at(i, -h)) - (at(i, 2.0 * h) - at(i, -2.0 * h))) / (12.0 * h as f64);
+            let slope =
+                (8.0 * (at(i, h) - at(i, -h)) - (at(i, 2.0 * h) - at(i, -2.0 * h))) / (12.0 * h as f64);
             let error = (slope - gradients[i] as f64).abs();
-            assert!(error < 2e-3 * part[steepest].abs() as f64 + 3e-5, "{}: {slope} {}", tensor.name, gradients[i]);
+            assert!(
+                error < 2e-3 * part[steepest].abs() as f64 + 3e-5,
+                "{}: {slope} {}",
+                tensor.name,
+                gradients[i]
+            );
         }
     }
 }
@@ -93,8 +100,15 @@ fn any_cut_into_stages_gives_the_bits_of_the_whole_model() {
         let expected = pass(&mut whole, 0, &tokens, &targets);
         for cuts in [vec![0, 1, config.layers], (0..=config.layers).collect()] {
             let mut stages: Vec<_> = cuts.windows(2).map(|cut| stage(config, cut[0]..cut[1], 3, 1)).collect();
-            assert_eq!(stages.iter().flat_map(|s| s.parameters()).collect::<Vec<_>>(), whole[0].parameters().iter().collect::<Vec<_>>());
-            assert_eq!(pass(&mut stages, 0, &tokens, &targets).to_bits(), expected.to_bits(), "cut at {cuts:?}");
+            assert_eq!(
+                stages.iter().flat_map(|s| s.parameters()).collect::<Vec<_>>(),
+                whole[0].parameters().iter().collect::<Vec<_>>()
+            );
+            assert_eq!(
+                pass(&mut stages, 0, &tokens, &targets).to_bits(),
+                expected.to_bits(),
+                "cut at {cuts:?}"
+            );
             assert!(stages.iter().flat_map(|s| s.gradients()).eq(whole[0].gradients()), "cut at {cuts:?}");
         }
     }
@@ -109,7 +123,8 @@ fn any_number_of_threads_gives_the_same_bits() {
             let mut losses = vec![];
             for step in 0..2 {
                 whole.zero_gradients();
-                let (tokens, targets) = (tokens(WIDE, micro_batch, step), tokens(WIDE, micro_batch, step + 1));
+                let (tokens, targets) =
+                    (tokens(WIDE, micro_batch, step), tokens(WIDE, micro_batch, step + 1));
                 losses.push(pass(std::slice::from_mut(&mut whole), step, &tokens, &targets));
                 whole.optimise(&mut adamw, 1e-2, 1.0);
             }
@@ -141,7 +156,8 @@ fn loss_falls_when_a_tiny_model_memorises() {
 fn a_later_token_changes_no_earlier_position() {
     let config = GptConfig { layers: 3, ..TINY };
     let mut first = stage(config, 0..2, 1, 1);
-    let mut run = |tokens: &[u32]| activation(first.evaluate(Input::Tokens(tokens), Goal::Activation).unwrap());
+    let mut run =
+        |tokens: &[u32]| activation(first.evaluate(Input::Tokens(tokens), Goal::Activation).unwrap());
     let mut tokens = tokens(config, 1, 1);
     let before = run(&tokens);
     for changed in [39, 33, 32, 31, 1] {
@@ -195,7 +211,10 @@ fn bytes_kept_are_those_of_the_table() {
     assert_eq!(bytes(stage(config, 0..1, 2, 1)), (4 * (layer + t), 4 * (layer_pending + t * c)));
     assert_eq!(bytes(stage(config, 1..3, 2, 1)), (4 * 2 * layer, 4 * 2 * layer_pending));
     let head = t * (c + 1 + v);
-    assert_eq!(bytes(stage(config, 3..4, 2, 1)), (4 * (layer + head), 4 * (layer_pending + t.div_ceil(32) * 2 * c)));
+    assert_eq!(
+        bytes(stage(config, 3..4, 2, 1)),
+        (4 * (layer + head), 4 * (layer_pending + t.div_ceil(32) * 2 * c))
+    );
 }
 
 #[test]
@@ -246,7 +265,12 @@ fn refusals_say_what_was_asked_of_whom() {
     assert_eq!(last.forward(4, Input::Activation(&x), whole).unwrap_err(), order("is in flight already"));
     let order = |state| EngineError::Order { call: Call::BackwardWeight(4), state };
     assert_eq!(last.backward_weight(4).unwrap_err(), order("had no input half yet"));
-    let made = |config, layers| GptStage::new(config, layers, 1, 0, NonZero::<usize>::MIN).err().unwrap().to_string();
-    assert!(made(GptConfig { heads: 3, ..TINY }, 0..1).ends_with("hidden must be a multiple of heads; 16 is not one of 3"));
+    let made = |config, layers| {
+        GptStage::new(config, layers, 1, 0, NonZero::<usize>::MIN).err().unwrap().to_string()
+    };
+    assert!(
+        made(GptConfig { heads: 3, ..TINY }, 0..1)
+            .ends_with("hidden must be a multiple of heads; 16 is not one of 3")
+    );
     assert!(made(TINY, 1..3).ends_with("a stage needs at least one of the layers 0..2; got 1..3"));
 }
