@@ -51,7 +51,7 @@ mod tests {
     fn the_child_dies_with_the_thread_that_started_it() {
         let start = || {
             let mut command = Command::new("sleep");
-            command.arg("600");
+            command.arg("30");
             tie(&mut command);
             command.spawn().expect("sleep runs")
         };
