@@ -9,8 +9,7 @@
 //!
 //! Relative squared error of the kept values at k = 64 of 4096: 0.0037 for Gaussian values, 0.0117 Laplacian, 0.038
 //! Student t with 4 degrees (sign and mean of the chunk alone: 0.0119, 0.036, 0.125); at k = 256 0.0077, 0.023, 0.058.
-//! Rounding the levels adds below 2^-16. Never worse
-//! than sign and mean of the chunk. What is lost stays in the error feedback.
+//! Rounding the levels adds below 2^-16. Never worse than sign and mean. What is lost stays in the error feedback.
 //!
 //! Limits: magnitudes below the smallest bfloat16 become zero, levels above the largest are cut to it.
 //! Not here: further quantisers; a frame names its own by [`Quantiser`], so they can be added.

@@ -1,5 +1,5 @@
-//! Whatever the bytes, reading ends in a value or an error that can be shown, never in a panic; and what is accepted
-//! comes back the same from a plan that is written.
+//! Whatever the bytes, reading ends in a value or an error that can be shown, never in a panic; and a plan
+//! that is accepted comes back the same when written.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,13 @@ fn read_as_anything(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("any");
     fs::write(&path, bytes).expect("a file");
-    let errors = [inventory::read(&path).err(), model::read(&path).err(), plan::read(&path).err()];
+    let plan = plan::read(&path);
+    if let Ok(plan) = &plan {
+        plan::write(plan, &path).expect("written");
+        assert_eq!(plan::read(&path).as_ref(), Ok(plan));
+        return;
+    }
+    let errors = [inventory::read(&path).err(), model::read(&path).err(), plan.err()];
     for error in errors.into_iter().flatten() {
         assert!(error.to_string().starts_with("error: "));
         assert!(!error.coloured().is_empty());

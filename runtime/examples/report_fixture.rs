@@ -74,7 +74,7 @@ fn info() -> RunInfo {
         ],
         exchange_every: Some(EVERY as u32),
         dense_bytes_per_exchange: both_ways
-            .map(|(from, to)| DenseBytes { from, to, bytes: 40_000_000 })
+            .map(|(from, to)| DenseBytes { from, to, bytes: 1_600_000 })
             .collect(),
         reference_losses: vec![ReferenceLoss { label: "bigram".into(), loss: 2.454 }],
     }
@@ -196,10 +196,10 @@ fn busy_s(rank: u32) -> f64 {
     3.0 * f64::from(*microbatches) * FORWARD_S[rank as usize] + STEP_S
 }
 
-/// (from, to, bytes of a step, whether only exchange steps move them): boundaries 1 MB plain or 100 kB projected.
+/// (from, to, bytes of a step, whether only exchange steps move them): boundaries as f32 or projected, frames a fortieth.
 fn traffic(with_exchange: bool) -> Vec<(u32, u32, u64, bool)> {
     let boundaries = [(0, 1, 786_432), (2, 3, 65_536), (3, 4, 65_536)];
-    let exchanges = [(0, 2), (0, 3), (1, 3), (1, 4)].map(|(a, b)| (a, b, 400_000));
+    let exchanges = [(0, 2), (0, 3), (1, 3), (1, 4)].map(|(a, b)| (a, b, 40_000));
     let boundaries = boundaries.map(|(a, b, bytes)| (a, b, bytes, false));
     let exchanges = exchanges.map(|(a, b, bytes)| (a, b, bytes, true)).into_iter();
     let one_way = boundaries.into_iter().chain(exchanges.filter(|_| with_exchange));

@@ -294,6 +294,15 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_reaches_each_resource_after_those_before_it() {
+        let mut free = [100 * MS, 0, 103 * MS];
+        let passed = reserve(&mut free, 0, 4_000, &[MB_PER_S, 4.0 * MB_PER_S, 8.0 * MB_PER_S]);
+        // In turn: from 100 for 4 ms, from 100 for 1 ms (cut-through), from 103 for 0.5 ms.
+        assert_eq!(free, [104 * MS, 101 * MS, 103 * MS + MS / 2]);
+        assert_eq!(passed, Reservation { start_ns: 100 * MS, end_ns: 104 * MS });
+    }
+
+    #[test]
     fn a_late_sender_catches_up() {
         let mut free = [0];
         let first = reserve(&mut free, 0, 4_000, &[MB_PER_S]);

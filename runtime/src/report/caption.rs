@@ -48,10 +48,10 @@ fn codec(codec: Codec) -> String {
     }
 }
 
-/// The result in a sentence or two.
-pub fn result(report: &Report) -> String {
+/// The result in up to three sentences: loss, time, bytes.
+pub fn result(report: &Report) -> Vec<String> {
     let Some(last) = report.steps.last() else {
-        return format!("No step of {} is finished yet on {}.", report.info.steps, cluster(report));
+        return vec![format!("No step of {} is finished yet on {}.", report.info.steps, cluster(report))];
     };
     let tokens: u64 = report.steps.iter().map(|s| s.tokens).sum();
     let done = match report.steps.len() as u64 {
@@ -59,11 +59,8 @@ pub fn result(report: &Report) -> String {
         n => format!("{n} of {} steps", report.info.steps),
     };
     let loss = format!("{done} and {} tokens took the loss to {:.3}", count(tokens as f64), last.loss);
-    [format!("{loss} on {}.", cluster(report)), step_sentence(report), bytes_sentence(report)]
-        .into_iter()
-        .filter(|s| !s.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+    let loss = format!("{loss} on {}.", cluster(report));
+    [loss, step_sentence(report)].into_iter().chain(bytes_sentence(report)).collect()
 }
 
 fn cluster(report: &Report) -> String {
@@ -86,15 +83,10 @@ fn step_sentence(report: &Report) -> String {
     }
 }
 
-fn bytes_sentence(report: &Report) -> String {
-    match fewer_bytes(report) {
-        Some((dense, wire)) if dense > wire => format!(
-            "{} a step crossed the network, {} fewer than dense f32.",
-            bytes(Some(wire)),
-            times(Some(dense / wire))
-        ),
-        _ => String::new(),
-    }
+fn bytes_sentence(report: &Report) -> Option<String> {
+    let (dense, wire) = fewer_bytes(report).filter(|(dense, wire)| dense > wire)?;
+    let (wire, fewer) = (bytes(Some(wire)), times(Some(dense / wire)));
+    Some(format!("{wire} a step went between ranks, {fewer} fewer than dense f32 at the same steps."))
 }
 
 /// Bytes per step over all links whose dense size is known: as dense f32, and on the wire.

@@ -57,7 +57,7 @@ fn header(report: &Report) -> String {
          <p class=\"result\">{}</p>\n{}{}{}</header>\n",
         Text(&report.info.name),
         if report.info.emulated.is_empty() { "" } else { " <span class=\"pill\">emulated</span>" },
-        Text(caption::result(report)),
+        Text(caption::result(report).join(" ")),
         caption::not_comparable(report)
             .map(|why| format!("<p class=\"warning\" role=\"alert\">{}</p>\n", Text(why)))
             .unwrap_or_default(),

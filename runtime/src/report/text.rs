@@ -14,7 +14,8 @@ const MOST_EVENTS: usize = 6;
 
 /// The report for a terminal: at most 60 lines, without colour.
 pub fn render_text(report: &Report) -> String {
-    let mut lines = vec![format!("{}: {}", report.info.name, caption::result(report))];
+    let mut lines = vec![report.info.name.clone()];
+    lines.extend(caption::result(report).into_iter().map(|sentence| format!("  {sentence}")));
     let emulated = report.info.emulated.iter().map(|part| format!("  EMULATED  {part}")).collect();
     lines.extend(cut(emulated, MOST_EMULATED));
     lines.extend(caption::not_comparable(report).or(caption::pace_held(report)).map(|s| format!("  {s}")));
