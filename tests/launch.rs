@@ -31,7 +31,12 @@ fn launch(args: &[&str], script: &str) -> Run {
 fn launch_under(wrapper: &[&str], args: &[&str], command: &[&str]) -> Run {
     let dir = TempDir::new().expect("a temporary folder");
     fs::write(dir.path().join("plan.json"), PLAN).expect("it is writable");
-    let words = [wrapper, &[env!("CARGO_BIN_EXE_narrows"), "launch", "plan.json", "--log-dir", "logs"], args, &["--"]];
+    let words = [
+        wrapper,
+        &[env!("CARGO_BIN_EXE_narrows"), "launch", "plan.json", "--log-dir", "logs"],
+        args,
+        &["--"],
+    ];
     let words: Vec<_> = words.concat().into_iter().chain(command.iter().copied()).collect();
     let launcher = Command::new(words[0])
         .args(&words[1..])
@@ -72,7 +77,8 @@ impl Run {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.launcher.id())]).status();
+        let sent =
+            Command::new("sh").args(["-c", &format!("kill -{signal} {}", self.launcher.id())]).status();
         assert!(sent.expect("sh runs").success());
     }
 
@@ -80,7 +86,8 @@ impl Run {
     fn pids(&self, n: usize) -> Vec<u32> {
         poll("process ids", || {
             let logs = (0..3).map(|rank| self.read(&format!("logs/rank-{rank}.out.log"))).collect::<String>();
-            let pids: Vec<u32> = logs.lines().filter_map(|line| line.strip_prefix("pid ")?.parse().ok()).collect();
+            let pids: Vec<u32> =
+                logs.lines().filter_map(|line| line.strip_prefix("pid ")?.parse().ok()).collect();
             (pids.len() == n).then_some(pids)
         })
     }
@@ -216,7 +223,10 @@ fn ctrl_c_asks_every_rank_to_end_and_gives_130() {
     run.signal("INT");
     assert_eq!(run.code(), Some(130));
     for rank in 0..3 {
-        assert!(run.read(&format!("logs/rank-{rank}.out.log")).contains("saved"), "rank {rank} was not asked");
+        assert!(
+            run.read(&format!("logs/rank-{rank}.out.log")).contains("saved"),
+            "rank {rank} was not asked"
+        );
     }
     assert!(!run.stderr().contains("FAILED"), "{}", run.stderr());
     assert_all_gone(&pids);
@@ -254,7 +264,8 @@ fn a_command_that_does_not_exist_is_named() {
 
 #[test]
 fn a_plan_that_is_none_is_bad_input() {
-    let mut run = launch_under(&["sh", "-c", "echo '{}' > plan.json; exec \"$@\"", "wrapper"], &[], &["true"]);
+    let mut run =
+        launch_under(&["sh", "-c", "echo '{}' > plan.json; exec \"$@\"", "wrapper"], &[], &["true"]);
     assert_eq!(run.code(), Some(2));
     assert!(run.stderr().contains("plan.json"), "{}", run.stderr());
     assert!(!run.path("logs").exists(), "nothing was started");
@@ -272,7 +283,14 @@ fn what_record_wrote_is_shown_and_what_an_earlier_job_wrote_is_not() {
 
     File::create(run.path("told")).expect("it is writable");
     let again = "cd \"$1\" && exec \"$2\" launch plan.json --log-dir logs -- sh -c \"$3\"";
-    let words = ["-c", again, "again", run.dir.path().to_str().expect("UTF-8"), env!("CARGO_BIN_EXE_narrows"), script];
+    let words = [
+        "-c",
+        again,
+        "again",
+        run.dir.path().to_str().expect("UTF-8"),
+        env!("CARGO_BIN_EXE_narrows"),
+        script,
+    ];
     let second = Command::new("sh").args(words).env("D", run.dir.path()).output().expect("sh runs");
     assert_eq!(second.status.code(), Some(1));
     assert!(!String::from_utf8_lossy(&second.stderr).contains("RuntimeError"));

@@ -26,7 +26,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener};
 
-use narrows_planner::inventory::NicClass;
 use narrows_planner::plan::{Plan, Seat};
 
 /// What the ranks of a job share, beside the plan.
@@ -72,12 +71,12 @@ pub fn environment(
 /// How messages call a rank: `rank 2 (replica 1 stage 0, host slow-0, ethernet)`.
 pub fn rank_label(seat: &Seat<'_>) -> String {
     let Seat { replica, stage, placement } = seat;
-    let nic = match placement.nic {
-        NicClass::Infiniband => "infiniband",
-        NicClass::Roce => "roce",
-        NicClass::Ethernet => "ethernet",
-    };
-    format!("rank {} (replica {replica} stage {stage}, host {}, {nic})", placement.rank, placement.host)
+    format!(
+        "rank {} (replica {replica} stage {stage}, host {}, {})",
+        placement.rank,
+        placement.host,
+        placement.nic.name()
+    )
 }
 
 /// A TCP port that nobody used a moment ago; whoever binds it next has it.

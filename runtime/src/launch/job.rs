@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn without_grace_the_kill_comes_at_once() {
         let mut job = Job::new(0..2, Duration::ZERO);
-        (0..2).for_each(|rank| drop(job.handle(Input::Started { rank }, ms(0))));
+        (0..2).for_each(|rank| assert_eq!(job.handle(Input::Started { rank }, ms(0)), None));
         assert_eq!(exits(&mut job, 0, 1, ms(3)), Some(Order::Kill));
     }
 
@@ -495,10 +495,10 @@ mod tests {
                 job.tick(now);
                 let alive: Vec<_> = job.survivors().collect();
                 match what {
-                    4 => drop(accuses(&mut job, None, "hang", now)),
-                    5 => drop(job.handle(Input::Interrupt { signal: 2 }, now)),
-                    code => drop(alive.first().map(|&rank| ends(&mut job, rank, CODES[code as usize], now))),
-                }
+                    4 => accuses(&mut job, None, "hang", now),
+                    5 => job.handle(Input::Interrupt { signal: 2 }, now),
+                    code => alive.first().and_then(|&rank| ends(&mut job, rank, CODES[code as usize], now)),
+                };
             }
             if job.deadline().is_none() && !job.is_over() {
                 continue; // Nothing has failed and somebody runs.

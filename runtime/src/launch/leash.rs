@@ -1,10 +1,10 @@
-#![allow(unsafe_code)] // pre_exec: code between fork and exec
-
 //! Ties a child to this process: it leads a session of its own and dies, by SIGKILL, with the thread that started it.
 //!
 //! The session keeps the terminal's Ctrl-C away from the ranks (the launcher passes it on in its own way) and makes the
 //! child's process group hold all that it starts. The death signal (prctl(2), PR_SET_PDEATHSIG) is lost over `fork` and
 //! set-user-id `exec`, hence `warden` beside it.
+
+#![allow(unsafe_code)] // pre_exec: code between fork and exec
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -51,7 +51,7 @@ mod tests {
     fn the_child_dies_with_the_thread_that_started_it() {
         let start = || {
             let mut command = Command::new("sleep");
-            command.arg("600");
+            command.arg("30");
             tie(&mut command);
             command.spawn().expect("sleep runs")
         };

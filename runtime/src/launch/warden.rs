@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn sleeper() -> (Child, Pid) {
-        let child = Command::new("sleep").arg("600").process_group(0).spawn().expect("sleep runs");
+        let child = Command::new("sleep").arg("30").process_group(0).spawn().expect("sleep runs");
         let group = Pid::from_child(&child);
         (child, group)
     }
