@@ -58,7 +58,7 @@ pub fn result(report: &Report) -> Vec<String> {
         n if n == report.info.steps => format!("{n} steps"),
         n => format!("{n} of {} steps", report.info.steps),
     };
-    let loss = format!("{done} and {} tokens took the loss to {:.3}", count(tokens as f64), last.loss);
+    let loss = format!("{done} and {} tokens took the loss to {:.3}", count(Some(tokens as f64)), last.loss);
     let loss = format!("{loss} on {}.", cluster(report));
     [loss, step_sentence(report)].into_iter().chain(bytes_sentence(report)).collect()
 }

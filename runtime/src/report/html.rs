@@ -11,11 +11,11 @@
 //!
 //! Not here: what the figures mean (`compare`), words shared with the terminal (`caption`).
 
+use self::markup::Text;
 use super::Report;
 use super::amount::{bytes, count, seconds, signed_percent, times};
 use super::caption;
 use super::compare::Versus;
-use self::markup::Text;
 
 mod axis;
 mod loss;
@@ -81,7 +81,6 @@ fn key_figures(report: &Report) -> String {
         Some(error) => format!("{} predicted, {}", show(v.predicted), signed_percent(Some(error))),
         None => format!("{} predicted", show(v.predicted)),
     };
-    let tokens = |v: Option<f64>| v.map_or_else(|| "-".into(), count);
     let validation = report.steps.iter().rev().find_map(|s| s.validation_loss);
     let loss = report.steps.last().map_or_else(|| "-".into(), |s| format!("{:.3}", s.loss));
     let (wire, fewer) = match caption::bytes_between_hosts(report) {
@@ -93,7 +92,7 @@ fn key_figures(report: &Report) -> String {
     };
     let figures = [
         ("step", seconds(c.iteration_s.measured), foreseen(&c.iteration_s, seconds)),
-        ("tokens per second", tokens(c.tokens_per_s.measured), foreseen(&c.tokens_per_s, tokens)),
+        ("tokens per second", count(c.tokens_per_s.measured), foreseen(&c.tokens_per_s, count)),
         ("loss", loss, validation.map_or_else(String::new, |v| format!("{v:.3} on validation"))),
         ("bytes per step between hosts", wire, fewer),
     ];

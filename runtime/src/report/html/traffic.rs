@@ -16,7 +16,8 @@ const MOST_LINKS: usize = 16;
 
 /// The bars.
 pub fn figure(report: &Report) -> String {
-    let mut links: Vec<_> = pairs(&report.comparison.links).into_iter().filter(|l| l.wire > Some(0.0)).collect();
+    let mut links: Vec<_> =
+        pairs(&report.comparison.links).into_iter().filter(|l| l.wire > Some(0.0)).collect();
     links.sort_by(|a, b| b.most().total_cmp(&a.most()));
     links.truncate(MOST_LINKS);
     let Some(scale) = Scale::of(&links) else {
@@ -24,7 +25,11 @@ pub fn figure(report: &Report) -> String {
         return markup::figure("traffic", HEADING, "", empty);
     };
     let rows: String = links.iter().map(|link| row(report, link, &scale)).collect();
-    let classes = [("dense", "dense f32 at the same steps"), ("codec", "codec's account"), ("on-wire", "at the socket")];
+    let classes = [
+        ("dense", "dense f32 at the same steps"),
+        ("codec", "codec's account"),
+        ("on-wire", "at the socket"),
+    ];
     let content = format!("{}<div class=\"traffic\">\n{rows}{}</div>\n", legend(&classes), scale.axis());
     let caption = "Bytes per step, both directions together, exchange amortised; logarithmic: a grid line is ten times \
                    the one before.";
@@ -87,9 +92,11 @@ impl Scale {
     }
 
     fn axis(&self) -> String {
-        let label = |b: f64| format!("<text class=\"below\" x=\"{}\" y=\"14\">{}</text>", Percent(self.at(b)), short(b));
+        let label = |b: f64| format!("<text x=\"{}\" y=\"14\">{}</text>", Percent(self.at(b)), short(b));
         let labels: String = self.decades().map(label).collect();
-        format!("<div class=\"link\"><div></div><svg class=\"decades\" height=\"22\" width=\"100%\" aria-hidden=\"true\">{labels}</svg></div>\n")
+        format!(
+            "<div class=\"link\"><div></div><svg class=\"decades\" height=\"22\" width=\"100%\" aria-hidden=\"true\">{labels}</svg></div>\n"
+        )
     }
 }
 
@@ -108,15 +115,18 @@ fn row(report: &Report, link: &Pair, scale: &Scale) -> String {
         format!("<line class=\"grid\" x1=\"{x}\" x2=\"{x}\" y1=\"0\" y2=\"100%\"/>")
     });
     let drawn = bars.iter().enumerate().map(|(i, (class, name, figure))| bar(scale, i, class, name, *figure));
-    let fewer = link.dense.zip(link.wire).map(|(dense, wire)| dense / wire);
+    let fewer = match link.dense.zip(link.wire).map(|(dense, wire)| dense / wire) {
+        Some(ratio) if ratio > 1.01 => format!("{} fewer", times(Some(ratio))),
+        Some(_) => "as many as dense".into(),
+        None => String::new(),
+    };
     format!(
         "<div class=\"link\"><div class=\"who\"><b>{a} ↔ {b}</b> <span>{} ↔ {}</span> <span>{}</span> \
-         <span>{} fewer</span></div>\n\
+         <span>{fewer}</span></div>\n\
          <svg class=\"amounts\" role=\"img\" aria-label=\"{}\" width=\"100%\" height=\"58\">{}{}</svg></div>\n",
         Text(place(a)),
         Text(place(b)),
         carries(link.carries),
-        times(fewer),
         bars.map(|(_, name, figure)| format!("{name} {}", bytes(figure))).join(", "),
         grid.collect::<String>(),
         drawn.collect::<String>(),
