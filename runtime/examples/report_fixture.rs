@@ -49,7 +49,7 @@ pub fn write(dir: &Path) -> std::io::Result<()> {
     let _ = fs::remove_file(folder.steps());
     let _ = fs::remove_file(folder.events());
     write_whole(&folder.run(), &info())?;
-    write_whole(&folder.plan(), &plan())?;
+    narrows_planner::plan::write(&plan(), &folder.plan()).map_err(std::io::Error::other)?;
     write_whole(&folder.predicted(), &predicted())?;
     let mut steps = Appender::open(&folder.steps())?;
     for step in 0..STEPS {
@@ -220,8 +220,12 @@ fn record(step: u64) -> StepRecord {
         exchange,
         links: traffic(exchange)
             .into_iter()
-            .map(|(from, to, bytes, _)| {
-                LinkBytes { from, to, payload_bytes: bytes, wire_bytes: bytes + 24 * 12, codec_bytes: bytes }
+            .map(|(from, to, bytes, _)| LinkBytes {
+                from,
+                to,
+                payload_bytes: bytes,
+                wire_bytes: bytes + 24 * 12,
+                codec_bytes: bytes,
             })
             .collect(),
         overrun_s: vec![0.0, 0.0, if step % 20 == 5 { 0.02 } else { 0.001 }, 0.0, 0.0],
@@ -264,7 +268,10 @@ fn end(events: &[PredictedEvent]) -> f64 {
 
 /// One step of both replicas' 1F1B pipelines with every duration times `slower`.
 fn timeline(exchange_s: f64, slower: f64) -> Vec<PredictedEvent> {
-    PIPELINES.into_iter().flat_map(|(ranks, microbatches)| pipeline(ranks, microbatches, exchange_s, slower)).collect()
+    PIPELINES
+        .into_iter()
+        .flat_map(|(ranks, microbatches)| pipeline(ranks, microbatches, exchange_s, slower))
+        .collect()
 }
 
 fn pipeline(ranks: &[u32], microbatches: u32, exchange_s: f64, slower: f64) -> Vec<PredictedEvent> {
@@ -280,7 +287,8 @@ fn pipeline(ranks: &[u32], microbatches: u32, exchange_s: f64, slower: f64) -> V
             let start_s: f64 = clock[stage];
             let end_s = match action {
                 Action::Receive { from, what, microbatch } => {
-                    let message = sent.iter().find(|m| (m.0, m.1, m.2, m.3) == (from, rank, what, microbatch));
+                    let message =
+                        sent.iter().find(|m| (m.0, m.1, m.2, m.3) == (from, rank, what, microbatch));
                     let Some(message) = message else { continue };
                     start_s.max(message.4)
                 }

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use narrows_planner::plan::Plan;
+use narrows_planner::input::InputError;
+use narrows_planner::plan::{self, Plan};
 use serde_json::json;
 
 use self::compare::{Comparison, Steady};
@@ -75,7 +76,7 @@ impl Report {
             }
         }
         let info = read_info(&folder)?;
-        let plan: Plan = read_whole(&folder.plan())?;
+        let plan = plan::read(&folder.plan())?;
         let predicted = read_predicted(&folder, plan.world_size())?;
         let steps = read_steps(&folder, plan.world_size())?;
         let events = read_events(&folder)?;
@@ -92,10 +93,8 @@ impl Report {
 
 impl MeasuredStep {
     fn of(step: u64, traces: &[RankTrace]) -> Option<Self> {
-        let events: Vec<Vec<_>> = traces
-            .iter()
-            .map(|t| t.drawn.iter().filter(|e| e.step == step).copied().collect())
-            .collect();
+        let events: Vec<Vec<_>> =
+            traces.iter().map(|t| t.drawn.iter().filter(|e| e.step == step).copied().collect()).collect();
         events.iter().any(|e: &Vec<TraceEvent>| !e.is_empty()).then_some(Self { step, events })
     }
 }
@@ -186,6 +185,9 @@ pub enum ReportError {
         /// What was expected, line and column.
         source: serde_json::Error,
     },
+    /// The plan is not one.
+    #[error(transparent)]
+    Plan(#[from] InputError),
     /// A line is not what it should be.
     #[error("{}:{line}: {source}", path.display())]
     BadLine {

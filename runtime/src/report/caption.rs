@@ -58,7 +58,7 @@ pub fn result(report: &Report) -> Vec<String> {
         n if n == report.info.steps => format!("{n} steps"),
         n => format!("{n} of {} steps", report.info.steps),
     };
-    let loss = format!("{done} and {} tokens took the loss to {:.3}", count(tokens as f64), last.loss);
+    let loss = format!("{done} and {} tokens took the loss to {:.3}", count(Some(tokens as f64)), last.loss);
     let loss = format!("{loss} on {}.", cluster(report));
     [loss, step_sentence(report)].into_iter().chain(bytes_sentence(report)).collect()
 }
@@ -84,14 +84,17 @@ fn step_sentence(report: &Report) -> String {
 }
 
 fn bytes_sentence(report: &Report) -> Option<String> {
-    let (dense, wire) = fewer_bytes(report).filter(|(dense, wire)| dense > wire)?;
+    let (dense, wire) = bytes_between_hosts(report).filter(|(dense, wire)| dense > wire)?;
     let (wire, fewer) = (bytes(Some(wire)), times(Some(dense / wire)));
-    Some(format!("{wire} a step went between ranks, {fewer} fewer than dense f32 at the same steps."))
+    Some(format!("{wire} a step went between hosts, {fewer} fewer than dense f32 at the same steps."))
 }
 
-/// Bytes per step over all links whose dense size is known: as dense f32, and on the wire.
-pub fn fewer_bytes(report: &Report) -> Option<(f64, f64)> {
-    let known = report.comparison.links.iter().filter_map(|l| Some((l.dense_bytes?, l.wire_bytes.measured?)));
+/// Bytes per step over links between hosts whose dense size is known: as dense f32, and on the wire.
+pub fn bytes_between_hosts(report: &Report) -> Option<(f64, f64)> {
+    let seats = report.plan.seats();
+    let host = |rank| seats.iter().find(|s| s.placement.rank == rank).map(|s| &s.placement.host);
+    let links = report.comparison.links.iter().filter(|l| host(l.from) != host(l.to));
+    let known = links.filter_map(|l| Some((l.dense_bytes?, l.wire_bytes.measured?)));
     known.reduce(|(d, w), (dense, wire)| (d + dense, w + wire)).filter(|(_, wire)| *wire > 0.0)
 }
 

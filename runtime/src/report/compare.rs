@@ -332,3 +332,75 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
         _ => Some((values[middle - 1] + values[middle]) / 2.0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(kinds: &str, seconds: impl Fn(usize) -> f64) -> Vec<StepRecord> {
+        let record = |(i, kind)| StepRecord {
+            step: i as u64,
+            loss: 1.0,
+            validation_loss: None,
+            iteration_s: seconds(i),
+            tokens: 1,
+            exchange: kind == 'x',
+            links: vec![],
+            overrun_s: vec![],
+            peak_memory_bytes: vec![],
+        };
+        kinds.chars().enumerate().map(record).collect()
+    }
+
+    fn iteration_s(steps: &[StepRecord], every: Option<u32>) -> Option<f64> {
+        Steady::of(steps, every).amortised(|s| Some(s.iteration_s))
+    }
+
+    #[test]
+    fn a_step_is_the_median_of_both_kinds_weighted_as_they_alternate() {
+        // Steps 0 and 1 warm up; 3 hiccups.
+        let seconds = [9.0, 9.0, 1.0, 7.0, 1.0, 1.0, 1.0, 5.0];
+        let run = steps("...x...x", |i| seconds[i]);
+        assert_eq!(iteration_s(&run, Some(4)), Some((3.0 * 1.0 + 6.0) / 4.0));
+        assert_eq!(iteration_s(&run, Some(1)), Some(6.0));
+        assert_eq!(iteration_s(&run, None), Some(1.0));
+    }
+
+    #[test]
+    fn without_a_steady_step_of_a_kind_that_is_needed_there_is_no_figure() {
+        assert_eq!(iteration_s(&steps("..", |_| 1.0), None), None);
+        assert_eq!(iteration_s(&steps(".......", |_| 1.0), Some(10)), None);
+        assert_eq!(iteration_s(&[], Some(1)), None);
+    }
+
+    #[test]
+    fn a_tenth_of_a_long_run_is_left_out() {
+        let run = steps(&".".repeat(100), |i| if i < 10 { 50.0 } else { i as f64 });
+        assert_eq!(iteration_s(&run, None), Some(54.5));
+    }
+
+    #[test]
+    fn the_typical_step_is_the_one_nearest_the_median() {
+        let seconds = [9.0, 9.0, 1.0, 1.4, 1.5, 2.0, 8.0, 3.0];
+        assert_eq!(Steady::of(&steps("......xx", |i| seconds[i]), Some(6)).typical(), [Some(3), Some(6)]);
+    }
+
+    #[test]
+    fn timings_compare_until_the_worst_rank_loses_a_twentieth_of_the_time() {
+        let pace_of = |overrun_s: [f64; 2]| {
+            let mut run = steps("......", |_| 1.0);
+            run[4].overrun_s = overrun_s.to_vec();
+            run.iter_mut().filter(|s| s.step != 4).for_each(|s| s.overrun_s = vec![0.0, 0.01]);
+            pace(&Steady::of(&run, None)).unwrap()
+        };
+        let held = pace_of([0.0, 0.06]);
+        assert!(held.comparable && held.steps_over == 1 && held.steps == 4, "{held:?}");
+        let lost = pace_of([0.9, 0.0]);
+        assert!(!lost.comparable && lost.worst_rank == 0 && lost.steps_over == 1, "{lost:?}");
+    }
+
+    #[test]
+    fn nothing_paced_is_comparable_without_a_pace() {
+        assert_eq!(pace(&Steady::of(&steps("....", |_| 1.0), None)), None);
+    }
+}

@@ -11,11 +11,11 @@
 //!
 //! Not here: what the figures mean (`compare`), words shared with the terminal (`caption`).
 
+use self::markup::Text;
 use super::Report;
 use super::amount::{bytes, count, seconds, signed_percent, times};
 use super::caption;
 use super::compare::Versus;
-use self::markup::Text;
 
 mod axis;
 mod loss;
@@ -81,10 +81,9 @@ fn key_figures(report: &Report) -> String {
         Some(error) => format!("{} predicted, {}", show(v.predicted), signed_percent(Some(error))),
         None => format!("{} predicted", show(v.predicted)),
     };
-    let tokens = |v: Option<f64>| v.map_or_else(|| "-".into(), count);
     let validation = report.steps.iter().rev().find_map(|s| s.validation_loss);
     let loss = report.steps.last().map_or_else(|| "-".into(), |s| format!("{:.3}", s.loss));
-    let (wire, fewer) = match caption::fewer_bytes(report) {
+    let (wire, fewer) = match caption::bytes_between_hosts(report) {
         Some((dense, wire)) => {
             let fewer = format!("{} as dense f32, {} fewer", bytes(Some(dense)), times(Some(dense / wire)));
             (bytes(Some(wire)), fewer)
@@ -93,9 +92,9 @@ fn key_figures(report: &Report) -> String {
     };
     let figures = [
         ("step", seconds(c.iteration_s.measured), foreseen(&c.iteration_s, seconds)),
-        ("tokens per second", tokens(c.tokens_per_s.measured), foreseen(&c.tokens_per_s, tokens)),
+        ("tokens per second", count(c.tokens_per_s.measured), foreseen(&c.tokens_per_s, count)),
         ("loss", loss, validation.map_or_else(String::new, |v| format!("{v:.3} on validation"))),
-        ("bytes per step", wire, fewer),
+        ("bytes per step between hosts", wire, fewer),
     ];
     let tile = |(name, value, note): (&str, String, String)| {
         format!("<div><dt>{name}</dt><dd><b>{}</b><span>{}</span></dd></div>\n", Text(value), Text(note))

@@ -38,7 +38,7 @@ fn overall(report: &Report) -> Vec<String> {
         rows.push(row("  without exchange", &c.plain_step_s, seconds));
         rows.push(row("  with exchange", exchange, seconds));
     }
-    rows.push(row("tokens/s", &c.tokens_per_s, |v| v.map_or("-".into(), count)));
+    rows.push(row("tokens/s", &c.tokens_per_s, count));
     let validation = report.steps.iter().rev().find_map(|s| Some((s.step, s.validation_loss?)));
     let mut table = align(["", "predicted", "measured", "error"], rows);
     table.extend(validation.map(|(step, loss)| format!("validation loss {loss:.3} after step {step}")));

@@ -25,7 +25,12 @@ pub struct RankTrace {
 
 impl RankTrace {
     /// Reads the trace of `rank`, keeping the actions of the steps in `draw`; empty where it wrote none.
-    pub fn read(folder: &RunFolder, rank: u32, draw: &[u64], events: &[RunEvent]) -> Result<Self, ReportError> {
+    pub fn read(
+        folder: &RunFolder,
+        rank: u32,
+        draw: &[u64],
+        events: &[RunEvent],
+    ) -> Result<Self, ReportError> {
         let mut trace = Self::default();
         read_lines(&folder.trace(rank), |_, event: TraceEvent| {
             if !superseded(&event, events) {
@@ -53,9 +58,7 @@ pub fn is_compute(action: &Action) -> bool {
 }
 
 fn superseded(event: &TraceEvent, events: &[RunEvent]) -> bool {
-    events
-        .iter()
-        .any(|e| e.kind == EventKind::Resume && e.step <= event.step && event.start_s < e.time_s)
+    events.iter().any(|e| e.kind == EventKind::Resume && e.step <= event.step && event.start_s < e.time_s)
 }
 
 #[cfg(test)]

@@ -137,8 +137,7 @@ fn thinned(steps: &[StepRecord]) -> Vec<&StepRecord> {
     for bin in steps.chunks(bin) {
         let lowest = bin.iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).map(|s| s.step);
         let highest = bin.iter().max_by(|a, b| a.loss.total_cmp(&b.loss)).map(|s| s.step);
-        let keep =
-            |s: &&StepRecord| s.validation_loss.is_some() || [lowest, highest].contains(&Some(s.step));
+        let keep = |s: &&StepRecord| s.validation_loss.is_some() || [lowest, highest].contains(&Some(s.step));
         kept.extend(bin.iter().filter(keep));
     }
     kept

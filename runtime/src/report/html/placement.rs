@@ -5,10 +5,11 @@
 
 use narrows_planner::inventory::{Fabric, Link, NicClass};
 use narrows_planner::plan::{Plan, Seat};
+use narrows_planner::units::human_rate;
 
 use super::markup::{self, Percent, Text};
 use crate::report::Report;
-use crate::report::amount::{bytes, rate, seconds};
+use crate::report::amount::{bytes, seconds};
 
 const LINK_HEIGHT_PX: usize = 52;
 
@@ -36,14 +37,14 @@ fn cluster(report: &Report, fabric: &Fabric) -> String {
         n => format!("<p class=\"unused\">{n} GPUs unused</p>\n"),
     };
     format!(
-        "<div class=\"cluster\"><h3>{}</h3>\n<p>{} × {} {}<br>{} {}</p>\n<div class=\"gpus\">\n{gpus}</div>\n{unused}\
+        "<div class=\"cluster\"><h3>{}</h3>\n<p>{} of {} × {}<br>{} {}</p>\n<div class=\"gpus\">\n{gpus}</div>\n{unused}\
          </div>\n",
         Text(&fabric.name),
-        fabric.hosts.len(),
+        if fabric.hosts.len() == 1 { "1 host".into() } else { format!("{} hosts", fabric.hosts.len()) },
         fabric.gpus,
         Text(&fabric.gpu.name),
         nic_class(fabric.nic.class),
-        rate(fabric.nic.rate_bytes_per_s * f64::from(fabric.nic.count)),
+        human_rate(fabric.nic.rate_bytes_per_s * f64::from(fabric.nic.count)),
     )
 }
 
@@ -99,7 +100,8 @@ fn links(report: &Report) -> String {
         let ends = [column(&link.between[0])?, column(&link.between[1])?];
         Some((link, ends))
     });
-    let lines: Vec<String> = drawable.enumerate().map(|(row, (l, ends))| line(report, l, ends, row)).collect();
+    let lines: Vec<String> =
+        drawable.enumerate().map(|(row, (l, ends))| line(report, l, ends, row)).collect();
     if lines.is_empty() {
         return String::new();
     }
@@ -113,7 +115,7 @@ fn links(report: &Report) -> String {
 fn line(report: &Report, link: &Link, [a, b]: [f64; 2], row: usize) -> String {
     let y = row * LINK_HEIGHT_PX + 22;
     let (left, right, middle) = (Percent(a.min(b)), Percent(a.max(b)), Percent((a + b) / 2.0));
-    let shared = link.shared_bytes_per_s.map_or_else(String::new, |s| format!(", {} shared", rate(s)));
+    let shared = link.shared_bytes_per_s.map_or_else(String::new, |s| format!(", {} shared", human_rate(s)));
     let crossing = match crossing_bytes(report, link) {
         Some(crossing) => format!("{} a step", bytes(Some(crossing))),
         None => String::new(),
@@ -125,7 +127,7 @@ fn line(report: &Report, link: &Link, [a, b]: [f64; 2], row: usize) -> String {
          <circle cx=\"{left}\" cy=\"{y}\" r=\"4\"/><circle cx=\"{right}\" cy=\"{y}\" r=\"4\"/>\
          <text x=\"{middle}\" y=\"{}\">{}{shared} · {}</text><text class=\"bytes\" x=\"{middle}\" y=\"{}\">{crossing}</text>\n",
         y - 7,
-        rate(link.rate_bytes_per_s),
+        human_rate(link.rate_bytes_per_s),
         seconds(Some(link.latency_s)),
         y + 17,
     )

@@ -25,7 +25,7 @@ fn overall(report: &Report) -> String {
         rows.push(versus("step without exchange", &c.plain_step_s, seconds));
         rows.push(versus("step with exchange", exchange, seconds));
     }
-    rows.push(versus("tokens per second", &c.tokens_per_s, |v| v.map_or_else(|| "-".into(), count)));
+    rows.push(versus("tokens per second", &c.tokens_per_s, count));
     table("The step", &["", "predicted", "measured", "error"], rows)
 }
 

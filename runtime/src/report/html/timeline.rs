@@ -48,7 +48,9 @@ pub fn section(report: &Report) -> String {
         ("x", "exchange"),
         ("o", "optimiser"),
     ]);
-    drawn.iter().for_each(|(name, predicted, measured)| content += &panel(report, name, predicted, *measured));
+    drawn
+        .iter()
+        .for_each(|(name, predicted, measured)| content += &panel(report, name, predicted, *measured));
     content += "</div>\n";
     markup::figure(
         "timeline",
@@ -59,7 +61,12 @@ pub fn section(report: &Report) -> String {
     )
 }
 
-fn panel(report: &Report, name: &str, predicted: &[PredictedEvent], measured: Option<&MeasuredStep>) -> String {
+fn panel(
+    report: &Report,
+    name: &str,
+    predicted: &[PredictedEvent],
+    measured: Option<&MeasuredStep>,
+) -> String {
     let lanes: Vec<Lane> = (0..report.plan.world_size()).map(|r| Lane::of(r, predicted, measured)).collect();
     let span = lanes.iter().flat_map(|l| l.bars()).fold(0.0f64, |end, bar| end.max(bar.end_s));
     let which = measured.map_or_else(|| "not measured".into(), |m| format!("measured: step {}", m.step));
@@ -89,9 +96,8 @@ struct Bar {
 impl Lane {
     fn of(rank: u32, predicted: &[PredictedEvent], measured: Option<&MeasuredStep>) -> Self {
         let foreseen = predicted.iter().filter(|e| e.rank == rank);
-        let begin_s = measured.map_or(0.0, |m| {
-            m.events.iter().flatten().map(|e| e.start_s).fold(f64::INFINITY, f64::min)
-        });
+        let begin_s = measured
+            .map_or(0.0, |m| m.events.iter().flatten().map(|e| e.start_s).fold(f64::INFINITY, f64::min));
         let found = measured.and_then(|m| m.events.get(rank as usize)).into_iter().flatten();
         Self {
             rank,
@@ -111,7 +117,8 @@ impl Lane {
     fn render(&self, report: &Report, span_s: f64) -> String {
         let seat = seating(&report.plan, self.rank);
         let replica = report.plan.seats().get(self.rank as usize).map_or(0, |s| s.replica % 6);
-        let draw = |bars: &[Bar], y, height| bars.iter().map(|b| b.render(span_s, y, height)).collect::<String>();
+        let draw =
+            |bars: &[Bar], y, height| bars.iter().map(|b| b.render(span_s, y, height)).collect::<String>();
         format!(
             "<div class=\"lane replica-{replica}\"><div class=\"who\"><b>{rank}</b> <span>{role}</span> \
              <span>{place}</span></div>\n<svg class=\"bars\" role=\"img\" \
@@ -156,7 +163,9 @@ fn axis(span_s: f64) -> String {
         format!("<text class=\"below\" x=\"{x}\" y=\"14\">{}</text>", seconds(Some(t)).replace("0 s", "0"))
     };
     let ticks: String = ticks(0.0, span_s, 6.0).into_iter().map(tick).collect();
-    format!("<div class=\"lane\"><div class=\"who\"></div><svg class=\"time\" height=\"22\" width=\"100%\" aria-hidden=\"true\">{ticks}</svg></div>\n")
+    format!(
+        "<div class=\"lane\"><div class=\"who\"></div><svg class=\"time\" height=\"22\" width=\"100%\" aria-hidden=\"true\">{ticks}</svg></div>\n"
+    )
 }
 
 fn computes(action: &Action) -> Option<u32> {
