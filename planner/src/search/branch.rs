@@ -86,7 +86,7 @@ struct Book {
     list: Vec<Outline>,
     /// Ranges of `list` with equal GPUs and traffic.
     alike: Vec<std::ops::Range<usize>>,
-    terms: ExchangeTerms,
+    terms: Terms,
     /// Signatures that may not stand alone: alone they are another scenario's.
     not_alone: Vec<Signature>,
     must_mix: bool,
@@ -253,13 +253,12 @@ impl<'a> Search<'a> {
         let mut order: Vec<(f64, &Outline)> =
             list.iter().map(|o| (o.at_least_s(microbatches).max(self.pools_s(o, microbatches)), o)).collect();
         order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let terms = Terms::new(self.space, None);
         for (floor_s, outline) in order {
             if floor_s >= self.best_s || self.late() {
                 return self.close(floor_s);
             }
-            let splits = outline.splits(self.space, Terms { exchange: None }).iter();
-            let able = splits.filter(|s| s.most_microbatches >= microbatches);
-            let Some(split) = able.min_by(|a, b| a.beat_s.total_cmp(&b.beat_s)) else { continue };
+            let Some(split) = outline.split(&terms, microbatches) else { continue };
             let member = Member { outline: outline.clone(), split: split.clone(), microbatches };
             let objective_s = member.pipeline_s(microbatches).max(self.pools_s(outline, microbatches));
             self.close(objective_s);
@@ -295,6 +294,7 @@ impl<'a> Search<'a> {
     fn book(&mut self, reach: &Reach, terms: ExchangeTerms, must_mix: bool) -> Book {
         let Outlines { list, thinned } = outlines(self.space, reach);
         self.thinned |= thinned;
+        let terms = Terms::new(self.space, Some(terms));
         let mut book = Book { list, alike: vec![], terms, not_alone: vec![], must_mix };
         book.sort();
         book
@@ -324,7 +324,7 @@ impl<'a> Search<'a> {
 
     /// Closes a box or splits it.
     fn solve(&mut self, book: &mut Book, mut part: Box) -> Result<Vec<Box>, SearchError> {
-        book.set_terms(part.replicas.0, part.exchange_s.1);
+        book.set_terms(self.space, part.replicas.0, part.exchange_s.1);
         let found = self.shrink(book, &mut part)?;
         let Some((replicas, exchange_s)) = found.filter(|_| self.worth(part.bound_s()) && !self.late())
         else {
@@ -365,8 +365,8 @@ impl<'a> Search<'a> {
         let mut step = self.gap.max(1e-3) / 2.0;
         let mut closing = true;
         loop {
-            let slowest_s = fastest.map_or(ceiling_s, |f| f.0);
-            if part.step_s >= slowest_s * (1.0 - self.gap) || self.late() {
+            let enough_s = fastest.map_or(ceiling_s, |f| f.0 * (1.0 - self.gap));
+            if part.step_s >= enough_s || self.late() {
                 return Ok(fastest.map(|f| (f.1, f.2)));
             }
             let try_s = match fastest {
@@ -415,18 +415,18 @@ impl<'a> Search<'a> {
             let (offers, columns) = book.offers(self.space, step_s);
             let demand = self.demand(book, part, &offers, step_s);
             let Verdict::Chosen(choice) = choose(&offers, &demand, self.deadline)? else { return Ok(None) };
-            let members = book.members(self.space, step_s, &choice, &columns, demand.microbatches);
+            let members = book.members(step_s, &choice, &columns, demand.microbatches);
             let signatures: Vec<Signature> = members.iter().map(|m| m.outline.signature()).collect();
             if book.must_mix && aligned(signatures.iter()) {
                 book.not_alone.push(signatures[0].clone());
                 continue;
             }
             let replicas = members.len() as u32;
-            let exchange = |m: &Member| m.outline.exchange_s(self.space, &m.split, &book.terms, replicas);
+            let exchange = |m: &Member| m.outline.exchange_s(self.space, &m.split, book.exchange(), replicas);
             let exchange_s = members.iter().map(exchange).fold(0.0, f64::max);
             let taken_s = self.taken_s(&members);
             let objective_s = taken_s + exchange_s;
-            self.record(Candidate { members, exchange: Some(book.terms.kind), objective_s });
+            self.record(Candidate { members, exchange: Some(book.exchange().kind), objective_s });
             return Ok(Some((taken_s, replicas, exchange_s)));
         }
     }
@@ -476,27 +476,31 @@ impl Book {
         }
     }
 
-    fn set_terms(&mut self, replicas: u32, most_s: f64) {
-        if self.terms.most_s != most_s || (most_s.is_finite() && self.terms.replicas != replicas) {
+    fn exchange(&self) -> &ExchangeTerms {
+        self.terms.exchange.as_ref().expect("books are of scenarios with several replicas")
+    }
+
+    fn set_terms(&mut self, space: &Space, replicas: u32, most_s: f64) {
+        let old = self.exchange();
+        if old.most_s != most_s || (most_s.is_finite() && old.replicas != replicas) {
+            self.terms = Terms::new(space, Some(ExchangeTerms { replicas, most_s, ..old.clone() }));
             self.list.iter_mut().for_each(Outline::forget);
         }
-        (self.terms.replicas, self.terms.most_s) = (replicas, most_s);
     }
 
     fn exchange_floor_s(&self, space: &Space, replicas: u32) -> f64 {
-        let terms = ExchangeTerms { replicas, ..self.terms.clone() };
+        let terms = ExchangeTerms { replicas, ..self.exchange().clone() };
         let floors = self.list.iter().map(|o| o.exchange_floor_s(space, &terms));
         floors.fold(f64::INFINITY, f64::min)
     }
 
     /// The columns worth choosing for a step time, with their outlines.
     fn offers(&self, space: &Space, step_s: f64) -> (Vec<Offer>, Vec<usize>) {
-        let terms = Terms { exchange: Some(&self.terms) };
         let (mut offers, mut columns) = (Vec::new(), Vec::new());
         for alike in &self.alike {
             for signature in (0..self.not_alone.len()).map(Some).chain([None]) {
                 let of_it = alike.clone().filter(|&i| self.not_alone_index(i) == signature);
-                if let Some((column, microbatches)) = self.most(space, terms, step_s, of_it) {
+                if let Some((column, microbatches)) = self.most(space, step_s, of_it) {
                     let outline = &self.list[column];
                     let (devices, traffic) = (outline.devices.clone(), outline.traffic.clone());
                     let microbatches = microbatches.min(space.microbatches);
@@ -517,13 +521,7 @@ impl Book {
     }
 
     /// The column that does most microbatches in a step time; those that cannot beat another are never split.
-    fn most(
-        &self,
-        space: &Space,
-        terms: Terms,
-        step_s: f64,
-        columns: impl Iterator<Item = usize>,
-    ) -> Option<(usize, u32)> {
+    fn most(&self, space: &Space, step_s: f64, columns: impl Iterator<Item = usize>) -> Option<(usize, u32)> {
         let mut hopes: Vec<(u32, usize)> =
             columns.map(|c| (self.list[c].microbatches_at_most(step_s), c)).collect();
         hopes.sort_by_key(|&(hope, c)| (std::cmp::Reverse(hope), c));
@@ -532,7 +530,7 @@ impl Book {
             if best.map_or(0, |b| b.1) >= hope.min(space.microbatches) {
                 break;
             }
-            if let Some((_, done)) = self.list[column].best(space, terms, step_s)
+            if let Some((_, done)) = self.list[column].best(&self.terms, step_s)
                 && best.is_none_or(|b| done > b.1)
             {
                 best = Some((column, done));
@@ -542,21 +540,13 @@ impl Book {
     }
 
     /// The replicas of a choice, the step's microbatches spread so that the slowest ends earliest.
-    fn members(
-        &self,
-        space: &Space,
-        step_s: f64,
-        choice: &Choice,
-        columns: &[usize],
-        microbatches: u32,
-    ) -> Vec<Member> {
-        let terms = Terms { exchange: Some(&self.terms) };
+    fn members(&self, step_s: f64, choice: &Choice, columns: &[usize], microbatches: u32) -> Vec<Member> {
         let (mut members, mut offer_of) = (Vec::new(), Vec::new());
         for (offer, (&count, &column)) in
             choice.counts.iter().zip(columns).enumerate().filter(|(_, c)| *c.0 > 0)
         {
             let outline = &self.list[column];
-            let (split, _) = outline.best(space, terms, step_s).expect("an offer has a split");
+            let (split, _) = outline.best(&self.terms, step_s).expect("an offer has a split");
             let member = Member { outline: outline.clone(), split: split.clone(), microbatches: 1 };
             members.extend(std::iter::repeat_n(member, count as usize));
             offer_of.extend(std::iter::repeat_n(offer, count as usize));

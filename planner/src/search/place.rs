@@ -172,8 +172,9 @@ fn missing_link(
 ) -> Option<SearchError> {
     let one = Scope { max_replicas: 1, ..scope.clone() };
     let resolved = super::resolutions(model, limits).ok()?.into_iter().next()?;
+    let given = Space::new(cluster, &resolved, limits, options).ok()?;
     for (i, &a) in scope.clusters.iter().enumerate() {
-        for &b in &scope.clusters[i + 1..] {
+        for &b in scope.clusters[i + 1..].iter().filter(|&&b| given.link(a, b).is_none()) {
             let names = [a, b].map(|c| cluster.clusters[c].name.clone());
             let mut joined = cluster.clone();
             joined.links.push(crate::inventory::Link {

@@ -256,3 +256,82 @@ proptest! {
         }
     }
 }
+
+// Larger problems.
+
+fn a100(name: &str, hosts: u32, class: NicClass) -> Fabric {
+    let mut fabric = fabric(name, hosts, 8);
+    fabric.gpu = gpu(312e12, 80_000_000_000);
+    fabric.gpu.efficiency = 0.5;
+    fabric.intra = Hop { rate_bytes_per_s: 300e9, latency_s: 2e-6 };
+    fabric.nic.class = class;
+    (fabric.nic.rate_bytes_per_s, fabric.nic.count, fabric.nic.latency_s) = (25e9, 4, 5e-6);
+    fabric.ethernet = Some(Hop { rate_bytes_per_s: 3.125e9, latency_s: 5e-5 });
+    fabric
+}
+
+fn hybrid(hosts: u32) -> Cluster {
+    Cluster {
+        clusters: vec![a100("ib", hosts, NicClass::Infiniband), a100("roce", hosts, NicClass::Roce)],
+        links: vec![link("ib", "roce", 3.125e9, 1e-3)],
+    }
+}
+
+fn holmes(layers: u32, hidden: u32, batch: u32) -> Model {
+    Model {
+        vocab: 51_200,
+        sequence: 2048,
+        heads: 32,
+        global_batch: batch,
+        micro_batch: Some(4),
+        precision: Precision::Bf16,
+        recompute: Recompute::Selective,
+        ..gpt(layers, hidden)
+    }
+}
+
+fn show(name: &str, found: &Found) {
+    eprintln!(
+        "{name}: {:?} thinned {} {:?}",
+        solver(found),
+        found.thinned,
+        found.plan.exchange.iter().map(|e| (e.kind, e.every, e.replicas.len())).collect::<Vec<_>>()
+    );
+    let mut shapes = std::collections::BTreeMap::new();
+    for r in &found.plan.replicas {
+        *shapes
+            .entry(format!(
+                "{} of {:?}",
+                r.microbatches,
+                r.stages
+                    .iter()
+                    .map(|s| (s.ranks[0].host.clone(), s.ranks.len(), s.layers[1] - s.layers[0]))
+                    .collect::<Vec<_>>()
+            ))
+            .or_insert(0) += 1;
+    }
+    for (s, n) in shapes.iter().take(6) {
+        eprintln!("   {n} x {s}");
+    }
+}
+
+#[test]
+fn probe() {
+    for (name, cluster, model) in [
+        ("hybrid 8 gpus", hybrid(1), holmes(30, 3072, 64)),
+        ("hybrid 16 x8 3.6B", hybrid(2), holmes(30, 3072, 512)),
+        ("hybrid 96 3.6B", hybrid(6), holmes(30, 3072, 768)),
+        ("hybrid 96 7.5B", hybrid(6), holmes(36, 4096, 1536)),
+        ("hybrid 96 39B", hybrid(6), holmes(48, 8192, 1536)),
+    ] {
+        for limits in [EngineLimits::NATIVE, EngineLimits::ANY] {
+            let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..limits };
+            let started = Instant::now();
+            match search(&cluster, &model, &limits, &SearchOptions::default()) {
+                Ok(found) => show(name, &found),
+                Err(e) => eprintln!("{name}: {e}"),
+            }
+            eprintln!("   -> {:?} tp {}", started.elapsed(), limits.max_tensor_parallel);
+        }
+    }
+}
