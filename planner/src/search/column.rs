@@ -298,6 +298,18 @@ impl Outline {
         self.splits[held as usize - 1].get_or_init(split).as_ref()
     }
 
+    /// Can its stages hold its layers, with so many microbatches in the pipeline?
+    pub fn holds(&self, terms: &Terms, microbatches: u32) -> bool {
+        let caps = terms.caps(self, microbatches);
+        let mut rest = &caps[..];
+        let run = |run: &Run| {
+            let (these, after) = rest.split_at(run.stages as usize);
+            rest = after;
+            these.iter().all(|&cap| cap > 0) && these.iter().sum::<u32>() >= run.layers
+        };
+        self.runs.iter().map(run).all(|fits| fits)
+    }
+
     /// Forgets the splits: the terms changed.
     pub fn forget(&mut self) {
         self.splits.iter_mut().for_each(|s| *s = OnceCell::new());

@@ -328,7 +328,12 @@ fn probe() {
             let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..limits };
             let started = Instant::now();
             match search(&cluster, &model, &limits, &SearchOptions::default()) {
-                Ok(found) => show(name, &found),
+                Ok(found) => {
+                    show(name, &found);
+                    let e =
+                        crate::explain::explain_found(&found, &limits, &SearchOptions::default()).unwrap();
+                    eprintln!("{}", crate::explain::render(&found.plan, &e));
+                }
                 Err(e) => eprintln!("{name}: {e}"),
             }
             eprintln!("   -> {:?} tp {}", started.elapsed(), limits.max_tensor_parallel);
