@@ -356,7 +356,8 @@ fn seconds(text: &mut String, plan: &Plan, explanation: &Explanation) {
     ];
     for (name, part_s) in rows.into_iter().filter(|r| r.1 > 1e-6 * whole_s) {
         let bar = "#".repeat((40.0 * part_s / whole_s).round() as usize);
-        line!(text, "  {name:<15} {:>9}  {:>5.1} %  {bar}", time(part_s), 100.0 * part_s / whole_s);
+        let row = format!("  {name:<15} {:>9}  {:>5.1} %  {bar}", time(part_s), 100.0 * part_s / whole_s);
+        line!(text, "{}", row.trim_end());
     }
     line!(text, "  bottleneck: {}", bottleneck_text(plan, explanation));
 }
