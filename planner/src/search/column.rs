@@ -101,6 +101,9 @@ pub(crate) enum Reach<'r> {
 /// More outlines than this are thinned.
 const MOST_OUTLINES: usize = 400_000;
 
+/// And thinned to at most so many.
+const THINNED_OUTLINES: usize = 60_000;
+
 /// The outlines of a reach.
 pub(crate) struct Outlines {
     pub list: Vec<Outline>,
@@ -111,13 +114,13 @@ pub(crate) struct Outlines {
 /// All pipelines of a reach, thinned to even loads where they are too many.
 pub(crate) fn outlines(space: &Space, reach: &Reach) -> Outlines {
     let mut list = Vec::new();
-    if walk(space, reach, Density::All, &mut |runs| push_capped(space, runs, &mut list)) {
+    if walk(space, reach, Density::All, &mut |runs| push_capped(space, runs, &mut list, MOST_OUTLINES)) {
         return Outlines { list, thinned: false };
     }
     list.clear();
     let mut density = 1;
     while !walk(space, reach, Density::Even { step: density }, &mut |runs| {
-        push_capped(space, runs, &mut list)
+        push_capped(space, runs, &mut list, THINNED_OUTLINES)
     }) {
         list.clear();
         density *= 2;
@@ -125,9 +128,9 @@ pub(crate) fn outlines(space: &Space, reach: &Reach) -> Outlines {
     Outlines { list, thinned: true }
 }
 
-fn push_capped(space: &Space, runs: &[Run], list: &mut Vec<Outline>) -> bool {
+fn push_capped(space: &Space, runs: &[Run], list: &mut Vec<Outline>, most: usize) -> bool {
     list.push(Outline::new(space, runs.to_vec()));
-    list.len() <= MOST_OUTLINES
+    list.len() <= most
 }
 
 #[derive(Clone, Copy)]
@@ -438,6 +441,12 @@ impl Terms {
             self.most_layers[self.slot(run, position, held)]
         };
         (0..count).zip(outline.stage_runs()).map(cap).collect()
+    }
+
+    /// The most layers that any stage of a group may hold.
+    pub fn most_layers_of(&self, group: usize) -> u32 {
+        let end = self.first_slot.get(group + 1).copied().unwrap_or(self.most_layers.len());
+        self.most_layers[self.first_slot[group]..end].iter().copied().max().unwrap_or(0)
     }
 
     fn slot(&self, run: &Run, position: Position, held: u32) -> usize {

@@ -340,7 +340,7 @@ fn dense_exchange_keeps_peers_in_one_fabric_and_pipelines_cross_as_in_holmes() {
     assert!(runs.len() > 1 && runs.iter().all(|r| *r == runs[0]), "{runs:?}");
     let of = |name: &str| runs[0].iter().find(|r| r.0 == name).expect("both clusters are used").1;
     assert!(of("ib") > of("roce"), "the slower GPUs get fewer layers: {runs:?}");
-    assert!(solver(&found).gap <= 0.01);
+    assert!(solver(&found).gap <= 0.01 + 1e-9, "{:?}", solver(&found));
 }
 
 #[test]
