@@ -25,6 +25,7 @@ pub mod evaluate;
 
 mod branch;
 mod column;
+mod fit;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod master;
@@ -150,14 +151,15 @@ pub enum SearchError {
         global_batch: u32,
     },
     /// No arrangement holds the model.
-    #[error("the model does not fit: {what} needs {needed_bytes} bytes, {available_bytes} are there ({short_bytes} short); {advice}", short_bytes = needed_bytes - available_bytes)]
+    #[error(
+        "the model does not fit: the nearest arrangement, {nearest}, lacks {:.3} GB on its fullest GPU; what would help: {advice}",
+        *short_bytes as f64 / 1e9
+    )]
     DoesNotFit {
-        /// Of what: a single layer on the largest GPU, or the states of the whole model on all GPUs.
-        what: String,
-        /// At least this much.
-        needed_bytes: u64,
-        /// What the inventory has.
-        available_bytes: u64,
+        /// The arrangement that lacks least.
+        nearest: String,
+        /// What each of its GPUs would need more, at most; within 0.1 %.
+        short_bytes: u64,
         /// What would help.
         advice: String,
     },
@@ -225,7 +227,7 @@ pub fn search_within(
         }
     }
     let Some(answer) = best else {
-        return Err(place::why_nothing(cluster, model, limits, options, scope, deadline));
+        return Err(fit::why_nothing(cluster, model, limits, options, scope, deadline));
     };
     Ok(answer.finish(bound_s, options.gap, started.elapsed(), Instant::now() >= deadline))
 }

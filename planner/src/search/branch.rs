@@ -35,6 +35,8 @@ pub(crate) struct Search<'a> {
     best_s: f64,
     bound_s: f64,
     thinned: bool,
+    /// Terms of one replica.
+    alone: Terms,
 }
 
 /// What a search found and proved.
@@ -86,7 +88,7 @@ struct Book {
     list: Vec<Outline>,
     /// Ranges of `list` with equal GPUs and traffic.
     alike: Vec<std::ops::Range<usize>>,
-    terms: ExchangeTerms,
+    terms: Terms,
     /// Signatures that may not stand alone: alone they are another scenario's.
     not_alone: Vec<Signature>,
     must_mix: bool,
@@ -101,6 +103,17 @@ struct Box {
     step_s: f64,
 }
 
+/// A solution of the integer program.
+#[derive(Debug, Clone, Copy)]
+struct Integers {
+    /// What its pipelines really take.
+    taken_s: f64,
+    replicas: u32,
+    exchange_s: f64,
+    /// What the same stages would exchange among the box's fewest replicas.
+    fewest_exchange_s: f64,
+}
+
 impl Box {
     fn bound_s(&self) -> f64 {
         self.step_s + self.exchange_s.0
@@ -110,7 +123,8 @@ impl Box {
 impl<'a> Search<'a> {
     pub fn new(space: &'a Space<'a>, scope: &'a Scope, gap: f64, deadline: Instant) -> Self {
         let (best, best_s, bound_s) = (None, f64::INFINITY, f64::INFINITY);
-        Self { space, scope, gap: gap.max(1e-7), deadline, best, best_s, bound_s, thinned: false }
+        let alone = Terms::new(space, None);
+        Self { space, scope, gap: gap.max(1e-7), deadline, best, best_s, bound_s, thinned: false, alone }
     }
 
     /// Looks for a plan faster than the incumbent.
@@ -131,12 +145,13 @@ impl<'a> Search<'a> {
 
     fn outcome(self) -> Result<Outcome, SearchError> {
         let flops_bound_s = self.space.flops_bound_s(&self.scope.clusters);
+        let relaxed_s = self.rate_floor_s(&self.scope.clusters).max(flops_bound_s);
         let answer = self.best.map(|candidate| {
             let plan = place::place(self.space, &candidate);
             let cost = evaluate_in(self.space, &plan).expect("the search keeps to the inventory");
             Answer { plan, objective_s: cost.iteration_s, thinned: self.thinned, flops_bound_s }
         });
-        let bound_s = if self.thinned { self.bound_s.min(flops_bound_s) } else { self.bound_s };
+        let bound_s = if self.thinned { self.bound_s.min(relaxed_s) } else { self.bound_s };
         Ok(Outcome { answer, bound_s })
     }
 
@@ -183,10 +198,17 @@ impl<'a> Search<'a> {
         teams.map(|t| t.layer_s * f64::from(t.size)).fold(f64::INFINITY, f64::min)
     }
 
+    /// All layers at the sum of all rates, and the time in which every GPU waits for the other stages of its pipeline:
+    /// a stage of z layers idles while the first microbatch passes the other L - z, and memory bounds z.
     fn rate_floor_s(&self, clusters: &[usize]) -> f64 {
         let rate = |&g: &usize| f64::from(self.space.groups[g].gpus) / self.layer_gpu_s(g);
         let layers = f64::from(self.space.microbatches) * f64::from(self.space.model.layers);
-        layers / clusters.iter().map(rate).sum::<f64>()
+        let fastest =
+            |&g: &usize| self.space.groups[g].teams.iter().map(|t| t.layer_s).fold(f64::INFINITY, f64::min);
+        let layer_s = clusters.iter().map(fastest).fold(f64::INFINITY, f64::min);
+        let alone = clusters.iter().map(|&g| self.alone.most_layers_of(g)).max().unwrap_or(0);
+        let others = self.space.model.layers.saturating_sub(alone);
+        layers / clusters.iter().map(rate).sum::<f64>() + f64::from(others) * layer_s
     }
 
     fn signature_floor_s(&self, signature: &[(usize, u32)]) -> f64 {
@@ -257,9 +279,7 @@ impl<'a> Search<'a> {
             if floor_s >= self.best_s || self.late() {
                 return self.close(floor_s);
             }
-            let splits = outline.splits(self.space, Terms { exchange: None }).iter();
-            let able = splits.filter(|s| s.most_microbatches >= microbatches);
-            let Some(split) = able.min_by(|a, b| a.beat_s.total_cmp(&b.beat_s)) else { continue };
+            let Some(split) = outline.split(&self.alone, microbatches) else { continue };
             let member = Member { outline: outline.clone(), split: split.clone(), microbatches };
             let objective_s = member.pipeline_s(microbatches).max(self.pools_s(outline, microbatches));
             self.close(objective_s);
@@ -295,6 +315,7 @@ impl<'a> Search<'a> {
     fn book(&mut self, reach: &Reach, terms: ExchangeTerms, must_mix: bool) -> Book {
         let Outlines { list, thinned } = outlines(self.space, reach);
         self.thinned |= thinned;
+        let terms = Terms::new(self.space, Some(terms));
         let mut book = Book { list, alike: vec![], terms, not_alone: vec![], must_mix };
         book.sort();
         book
@@ -324,33 +345,35 @@ impl<'a> Search<'a> {
 
     /// Closes a box or splits it.
     fn solve(&mut self, book: &mut Book, mut part: Box) -> Result<Vec<Box>, SearchError> {
-        book.set_terms(part.replicas.0, part.exchange_s.1);
+        book.set_terms(self.space, part.replicas.0, part.exchange_s.1);
         let found = self.shrink(book, &mut part)?;
-        let Some((replicas, exchange_s)) = found.filter(|_| self.worth(part.bound_s()) && !self.late())
-        else {
+        let Some(found) = found.filter(|_| self.worth(part.bound_s()) && !self.late()) else {
             self.close(part.bound_s());
             return Ok(vec![]);
         };
-        if part.replicas.0 < part.replicas.1 {
-            let cut = replicas.min(part.replicas.1 - 1).max(part.replicas.0);
-            let (low, high) = ((part.replicas.0, cut), (cut + 1, part.replicas.1));
+        // Split what the exchange found costs more than the box's floor by: its many replicas or its large stages.
+        let (replicas, fewest) = (part.replicas, part.replicas.0);
+        let by_count_s = found.exchange_s - found.fewest_exchange_s;
+        let by_size_s = found.fewest_exchange_s - part.exchange_s.0;
+        if fewest < replicas.1 && by_count_s >= by_size_s {
+            let cut = ((fewest + found.replicas) / 2).clamp(fewest, replicas.1 - 1);
             let child = |replicas: (u32, u32)| {
                 let floor_s = book.exchange_floor_s(self.space, replicas.0).max(part.exchange_s.0);
                 Box { replicas, exchange_s: (floor_s, part.exchange_s.1), ..part.clone() }
             };
-            return Ok(vec![child(low), child(high)]);
+            return Ok(vec![child((fewest, cut)), child((cut + 1, replicas.1))]);
         }
         // Whatever exchanges no faster than what was found is no faster than it either.
-        self.close(part.step_s + exchange_s);
-        let (low, high) = (part.exchange_s.0, exchange_s * (1.0 - 1e-12));
+        self.close(part.step_s + found.exchange_s);
+        let (low, high) = (part.exchange_s.0, found.exchange_s * (1.0 - 1e-12));
         let middle = 0.5 * (low + high);
         let child = |exchange_s| Box { exchange_s, ..part.clone() };
         Ok(if low < high { vec![child((low, middle)), child((middle, high))] } else { vec![] })
     }
 
     /// Raises the box's proven step time and finds integers, until both meet or the box is hopeless. Returns the
-    /// replicas and exchange seconds of the fastest pipelines found.
-    fn shrink(&mut self, book: &mut Book, part: &mut Box) -> Result<Option<(u32, f64)>, SearchError> {
+    /// fastest pipelines found.
+    fn shrink(&mut self, book: &mut Book, part: &mut Box) -> Result<Option<Integers>, SearchError> {
         let hopeless_s = self.best_s * (1.0 - self.gap) - part.exchange_s.0;
         let ceiling_s = hopeless_s.min(1e9 * part.step_s.max(1e-9));
         if !self.fractions_do(book, part, ceiling_s)? {
@@ -361,18 +384,18 @@ impl<'a> Search<'a> {
             return Ok(None);
         }
         self.raise_floor(book, part, ceiling_s)?;
-        let mut fastest: Option<(f64, u32, f64)> = None;
+        let mut fastest: Option<Integers> = None;
         let mut step = self.gap.max(1e-3) / 2.0;
         let mut closing = true;
         loop {
-            let slowest_s = fastest.map_or(ceiling_s, |f| f.0);
-            if part.step_s >= slowest_s * (1.0 - self.gap) || self.late() {
-                return Ok(fastest.map(|f| (f.1, f.2)));
+            let enough_s = fastest.map_or(ceiling_s, |f| f.taken_s * (1.0 - self.gap));
+            if part.step_s >= enough_s || self.late() {
+                return Ok(fastest);
             }
             let try_s = match fastest {
                 None => (part.step_s * (1.0 + step)).min(ceiling_s),
-                Some(f) if closing => f.0 * (1.0 - self.gap),
-                Some(f) => 0.5 * (part.step_s + f.0),
+                Some(f) if closing => f.taken_s * (1.0 - self.gap),
+                Some(f) => 0.5 * (part.step_s + f.taken_s),
             };
             match self.integers(book, part, try_s)? {
                 Some(f) => fastest = Some(f),
@@ -399,36 +422,46 @@ impl<'a> Search<'a> {
     }
 
     fn fractions_do(&self, book: &Book, part: &Box, step_s: f64) -> Result<bool, SearchError> {
-        let (offers, _) = book.offers(self.space, step_s);
-        let demand = self.demand(book, part, &offers, step_s);
+        let (offers, _, demand) = self.market(book, part, step_s);
         Ok(relaxed(&offers, &demand)? >= f64::from(demand.microbatches) - 1e-6)
     }
 
-    /// Replicas that do the step's microbatches in `step_s`: what they really take, how many, and their exchange.
+    /// Replicas that do the step's microbatches in `step_s`.
     fn integers(
         &mut self,
         book: &mut Book,
         part: &Box,
         step_s: f64,
-    ) -> Result<Option<(f64, u32, f64)>, SearchError> {
+    ) -> Result<Option<Integers>, SearchError> {
         loop {
-            let (offers, columns) = book.offers(self.space, step_s);
-            let demand = self.demand(book, part, &offers, step_s);
+            let (offers, columns, demand) = self.market(book, part, step_s);
             let Verdict::Chosen(choice) = choose(&offers, &demand, self.deadline)? else { return Ok(None) };
-            let members = book.members(self.space, step_s, &choice, &columns, demand.microbatches);
+            let members = book.members(step_s, &choice, &columns, demand.microbatches);
             let signatures: Vec<Signature> = members.iter().map(|m| m.outline.signature()).collect();
             if book.must_mix && aligned(signatures.iter()) {
                 book.not_alone.push(signatures[0].clone());
                 continue;
             }
             let replicas = members.len() as u32;
-            let exchange = |m: &Member| m.outline.exchange_s(self.space, &m.split, &book.terms, replicas);
-            let exchange_s = members.iter().map(exchange).fold(0.0, f64::max);
+            let exchange = |replicas: u32| {
+                let of = |m: &Member| m.outline.exchange_s(self.space, &m.split, book.exchange(), replicas);
+                members.iter().map(of).fold(0.0, f64::max)
+            };
+            let (exchange_s, fewest_exchange_s) = (exchange(replicas), exchange(part.replicas.0));
             let taken_s = self.taken_s(&members);
             let objective_s = taken_s + exchange_s;
-            self.record(Candidate { members, exchange: Some(book.terms.kind), objective_s });
-            return Ok(Some((taken_s, replicas, exchange_s)));
+            self.record(Candidate { members, exchange: Some(book.exchange().kind), objective_s });
+            return Ok(Some(Integers { taken_s, replicas, exchange_s, fewest_exchange_s }));
         }
+    }
+
+    /// The program of a box and a step time: offers, their columns, and the demand.
+    fn market(&self, book: &Book, part: &Box, step_s: f64) -> (Vec<Offer>, Vec<usize>, Demand) {
+        let (offers, columns) = book.offers(self.space, step_s);
+        let demand = self.demand(book, part, &offers, step_s);
+        let kept = undominated(&offers, &demand);
+        let columns = kept.iter().map(|&i| columns[i]).collect();
+        (kept.into_iter().map(|i| offers[i].clone()).collect(), columns, demand)
     }
 
     fn taken_s(&self, members: &[Member]) -> f64 {
@@ -476,27 +509,31 @@ impl Book {
         }
     }
 
-    fn set_terms(&mut self, replicas: u32, most_s: f64) {
-        if self.terms.most_s != most_s || (most_s.is_finite() && self.terms.replicas != replicas) {
+    fn exchange(&self) -> &ExchangeTerms {
+        self.terms.exchange.as_ref().expect("books are of scenarios with several replicas")
+    }
+
+    fn set_terms(&mut self, space: &Space, replicas: u32, most_s: f64) {
+        let old = self.exchange();
+        if old.most_s != most_s || (most_s.is_finite() && old.replicas != replicas) {
+            self.terms = Terms::new(space, Some(ExchangeTerms { replicas, most_s, ..old.clone() }));
             self.list.iter_mut().for_each(Outline::forget);
         }
-        (self.terms.replicas, self.terms.most_s) = (replicas, most_s);
     }
 
     fn exchange_floor_s(&self, space: &Space, replicas: u32) -> f64 {
-        let terms = ExchangeTerms { replicas, ..self.terms.clone() };
+        let terms = ExchangeTerms { replicas, ..self.exchange().clone() };
         let floors = self.list.iter().map(|o| o.exchange_floor_s(space, &terms));
         floors.fold(f64::INFINITY, f64::min)
     }
 
     /// The columns worth choosing for a step time, with their outlines.
     fn offers(&self, space: &Space, step_s: f64) -> (Vec<Offer>, Vec<usize>) {
-        let terms = Terms { exchange: Some(&self.terms) };
         let (mut offers, mut columns) = (Vec::new(), Vec::new());
         for alike in &self.alike {
             for signature in (0..self.not_alone.len()).map(Some).chain([None]) {
                 let of_it = alike.clone().filter(|&i| self.not_alone_index(i) == signature);
-                if let Some((column, microbatches)) = self.most(space, terms, step_s, of_it) {
+                if let Some((column, microbatches)) = self.most(space, step_s, of_it) {
                     let outline = &self.list[column];
                     let (devices, traffic) = (outline.devices.clone(), outline.traffic.clone());
                     let microbatches = microbatches.min(space.microbatches);
@@ -505,7 +542,7 @@ impl Book {
                 }
             }
         }
-        undominated(offers, columns)
+        (offers, columns)
     }
 
     fn not_alone_index(&self, column: usize) -> Option<usize> {
@@ -517,13 +554,7 @@ impl Book {
     }
 
     /// The column that does most microbatches in a step time; those that cannot beat another are never split.
-    fn most(
-        &self,
-        space: &Space,
-        terms: Terms,
-        step_s: f64,
-        columns: impl Iterator<Item = usize>,
-    ) -> Option<(usize, u32)> {
+    fn most(&self, space: &Space, step_s: f64, columns: impl Iterator<Item = usize>) -> Option<(usize, u32)> {
         let mut hopes: Vec<(u32, usize)> =
             columns.map(|c| (self.list[c].microbatches_at_most(step_s), c)).collect();
         hopes.sort_by_key(|&(hope, c)| (std::cmp::Reverse(hope), c));
@@ -532,7 +563,7 @@ impl Book {
             if best.map_or(0, |b| b.1) >= hope.min(space.microbatches) {
                 break;
             }
-            if let Some((_, done)) = self.list[column].best(space, terms, step_s)
+            if let Some((_, done)) = self.list[column].best(&self.terms, step_s)
                 && best.is_none_or(|b| done > b.1)
             {
                 best = Some((column, done));
@@ -542,21 +573,13 @@ impl Book {
     }
 
     /// The replicas of a choice, the step's microbatches spread so that the slowest ends earliest.
-    fn members(
-        &self,
-        space: &Space,
-        step_s: f64,
-        choice: &Choice,
-        columns: &[usize],
-        microbatches: u32,
-    ) -> Vec<Member> {
-        let terms = Terms { exchange: Some(&self.terms) };
+    fn members(&self, step_s: f64, choice: &Choice, columns: &[usize], microbatches: u32) -> Vec<Member> {
         let (mut members, mut offer_of) = (Vec::new(), Vec::new());
         for (offer, (&count, &column)) in
             choice.counts.iter().zip(columns).enumerate().filter(|(_, c)| *c.0 > 0)
         {
             let outline = &self.list[column];
-            let (split, _) = outline.best(space, terms, step_s).expect("an offer has a split");
+            let (split, _) = outline.best(&self.terms, step_s).expect("an offer has a split");
             let member = Member { outline: outline.clone(), split: split.clone(), microbatches: 1 };
             members.extend(std::iter::repeat_n(member, count as usize));
             offer_of.extend(std::iter::repeat_n(offer, count as usize));
@@ -576,21 +599,68 @@ impl Book {
     }
 }
 
-/// Leaves out columns that another one replaces: no more GPUs or bytes, no fewer microbatches.
-fn undominated(offers: Vec<Offer>, columns: Vec<usize>) -> (Vec<Offer>, Vec<usize>) {
-    let replaces = |a: &Offer, b: &Offer| {
-        a.signature == b.signature
-            && a.microbatches >= b.microbatches
-            && a.devices.iter().zip(&b.devices).all(|(a, b)| a <= b)
-            && a.traffic.iter().zip(&b.traffic).all(|(a, b)| a <= b)
-    };
-    let kept: Vec<usize> = (0..offers.len())
-        .filter(|&b| {
-            let replaced = |a: usize| {
-                a != b && replaces(&offers[a], &offers[b]) && (a < b || !replaces(&offers[b], &offers[a]))
-            };
-            !(0..offers.len()).any(replaced)
+/// The offers that no other replaces: no more GPUs, no more bytes where bytes count, no fewer microbatches.
+fn undominated(offers: &[Offer], demand: &Demand) -> Vec<usize> {
+    let binding: Vec<usize> =
+        (0..demand.capacity.len()).filter(|&p| demand.capacity[p].is_finite()).collect();
+    let signatures = (0..demand.not_alone).map(Some).chain([None]);
+    let mut kept: Vec<usize> = signatures
+        .flat_map(|signature| {
+            let like = (0..offers.len()).filter(|&i| offers[i].signature == signature).collect();
+            if binding.is_empty() {
+                undominated_by_count(offers, like, demand)
+            } else {
+                undominated_by_pairs(offers, like, &binding)
+            }
         })
         .collect();
-    (kept.iter().map(|&i| offers[i].clone()).collect(), kept.iter().map(|&i| columns[i]).collect())
+    kept.sort_unstable();
+    kept
+}
+
+/// Only GPUs and microbatches count: `most[v]` is the best of all offers with at most v GPUs.
+fn undominated_by_count(offers: &[Offer], like: Vec<usize>, demand: &Demand) -> Vec<usize> {
+    let cells: usize = demand.supply.iter().map(|n| *n as usize + 1).product();
+    if cells > MOST_CELLS {
+        return like;
+    }
+    let strides: Vec<usize> =
+        demand.supply.iter().scan(1, |s, n| Some(std::mem::replace(s, *s * (*n as usize + 1)))).collect();
+    let cell = |o: &Offer| o.devices.iter().zip(&strides).map(|(n, s)| *n as usize * s).sum::<usize>();
+    let mut own = vec![(0, usize::MAX); cells];
+    for &i in &like {
+        let slot = &mut own[cell(&offers[i])];
+        if offers[i].microbatches > slot.0 {
+            *slot = (offers[i].microbatches, i);
+        }
+    }
+    let mut most = vec![0; cells];
+    let mut kept = Vec::new();
+    for at in 0..cells {
+        let digits = strides.iter().zip(&demand.supply).map(|(s, n)| (s, at / s % (*n as usize + 1)));
+        let below = digits.filter(|d| d.1 > 0).map(|d| most[at - d.0]).max().unwrap_or(0);
+        if own[at].0 > below {
+            kept.push(own[at].1);
+        }
+        most[at] = own[at].0.max(below);
+    }
+    kept
+}
+
+/// A larger table would cost more than it saves.
+const MOST_CELLS: usize = 4_000_000;
+
+fn undominated_by_pairs(offers: &[Offer], like: Vec<usize>, binding: &[usize]) -> Vec<usize> {
+    let replaces = |a: &Offer, b: &Offer| {
+        a.microbatches >= b.microbatches
+            && a.devices.iter().zip(&b.devices).all(|(a, b)| a <= b)
+            && binding.iter().all(|&p| a.traffic[p] <= b.traffic[p])
+    };
+    let replaced = |b: usize| {
+        let by = |a: usize| {
+            a != b && replaces(&offers[a], &offers[b]) && (a < b || !replaces(&offers[b], &offers[a]))
+        };
+        like.iter().any(|&a| by(a))
+    };
+    like.iter().copied().filter(|&b| !replaced(b)).collect()
 }

@@ -15,7 +15,7 @@
 
 use std::cell::OnceCell;
 
-use crate::cost::memory::stage_parameters;
+use crate::cost::memory::{in_flight, layer_parameters, stage_parameters};
 use crate::cost::pipeline::{Crossing, beat_s};
 use crate::plan::{Codec, ExchangeKind};
 
@@ -44,7 +44,8 @@ pub(crate) struct Outline {
     pub fill_s: f64,
     /// No split has a smaller beat.
     floor_s: f64,
-    splits: OnceCell<Vec<Split>>,
+    /// By microbatches held at most, from 1; the last stands for any number.
+    splits: Vec<OnceCell<Option<Split>>>,
 }
 
 /// Layers of every stage, and what follows.
@@ -56,11 +57,24 @@ pub(crate) struct Split {
     pub most_microbatches: u32,
 }
 
-/// What a split must respect besides memory.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms<'t> {
+/// What splits must respect: the most layers a stage may hold, by memory and by the exchange's limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
     /// `None` with one replica.
-    pub exchange: Option<&'t ExchangeTerms>,
+    pub exchange: Option<ExchangeTerms>,
+    /// By group, team, position and microbatches in flight: [`Terms::slot`].
+    most_layers: Vec<u32>,
+    first_slot: Vec<usize>,
+    most_in_flight: u32,
+}
+
+/// Where a stage lies in its pipeline: the first carries the embedding, the last the head.
+#[derive(Debug, Clone, Copy)]
+enum Position {
+    First,
+    Middle,
+    Last,
+    Only,
 }
 
 /// The exchange that the columns take part in.
@@ -87,6 +101,9 @@ pub(crate) enum Reach<'r> {
 /// More outlines than this are thinned.
 const MOST_OUTLINES: usize = 400_000;
 
+/// And thinned to at most so many.
+const THINNED_OUTLINES: usize = 60_000;
+
 /// The outlines of a reach.
 pub(crate) struct Outlines {
     pub list: Vec<Outline>,
@@ -97,13 +114,13 @@ pub(crate) struct Outlines {
 /// All pipelines of a reach, thinned to even loads where they are too many.
 pub(crate) fn outlines(space: &Space, reach: &Reach) -> Outlines {
     let mut list = Vec::new();
-    if walk(space, reach, Density::All, &mut |runs| push_capped(space, runs, &mut list)) {
+    if walk(space, reach, Density::All, &mut |runs| push_capped(space, runs, &mut list, MOST_OUTLINES)) {
         return Outlines { list, thinned: false };
     }
     list.clear();
     let mut density = 1;
     while !walk(space, reach, Density::Even { step: density }, &mut |runs| {
-        push_capped(space, runs, &mut list)
+        push_capped(space, runs, &mut list, THINNED_OUTLINES)
     }) {
         list.clear();
         density *= 2;
@@ -111,9 +128,9 @@ pub(crate) fn outlines(space: &Space, reach: &Reach) -> Outlines {
     Outlines { list, thinned: true }
 }
 
-fn push_capped(space: &Space, runs: &[Run], list: &mut Vec<Outline>) -> bool {
+fn push_capped(space: &Space, runs: &[Run], list: &mut Vec<Outline>, most: usize) -> bool {
     list.push(Outline::new(space, runs.to_vec()));
-    list.len() <= MOST_OUTLINES
+    list.len() <= most
 }
 
 #[derive(Clone, Copy)]
@@ -253,7 +270,16 @@ impl Outline {
         runs.iter().for_each(|run| devices[run.group] += run.stages * run.team.size);
         let fill_s = compute_s + 2.0 * crossings.iter().map(|c| c.delay_s()).sum::<f64>();
         let floor_s = floor_s(&runs, fill_s, &crossings);
-        Self { devices, traffic, codecs, crossings, fill_s, floor_s, runs, splits: OnceCell::new() }
+        Self {
+            devices,
+            traffic,
+            codecs,
+            crossings,
+            fill_s,
+            floor_s,
+            runs,
+            splits: vec![OnceCell::new(); count as usize],
+        }
     }
 
     /// Microbatches in `step_s` at most, whatever the split.
@@ -266,23 +292,51 @@ impl Outline {
         self.fill_s + f64::from(microbatches - 1) * self.floor_s
     }
 
-    /// The splits worth using under these terms, by falling number of microbatches that fit. Computed once: an outline
-    /// lives under one set of terms.
-    pub fn splits(&self, space: &Space, terms: Terms) -> &[Split] {
-        self.splits.get_or_init(|| splits(space, self, terms))
+    /// The fastest split that holds `microbatches` of its pipeline's at once, if any. Computed once: an outline lives
+    /// under one set of terms.
+    pub fn split(&self, terms: &Terms, microbatches: u32) -> Option<&Split> {
+        let held = microbatches.min(self.splits.len() as u32);
+        let most = if held == self.splits.len() as u32 { u32::MAX } else { held };
+        let split = || fastest(self, &terms.caps(self, most)).map(|s| Split { most_microbatches: most, ..s });
+        self.splits[held as usize - 1].get_or_init(split).as_ref()
+    }
+
+    /// Can its stages hold its layers, with so many microbatches in the pipeline?
+    pub fn holds(&self, terms: &Terms, microbatches: u32) -> bool {
+        let caps = terms.caps(self, microbatches);
+        let mut rest = &caps[..];
+        let run = |run: &Run| {
+            let (these, after) = rest.split_at(run.stages as usize);
+            rest = after;
+            these.iter().all(|&cap| cap > 0) && these.iter().sum::<u32>() >= run.layers
+        };
+        self.runs.iter().map(run).all(|fits| fits)
     }
 
     /// Forgets the splits: the terms changed.
     pub fn forget(&mut self) {
-        self.splits.take();
+        self.splits.iter_mut().for_each(|s| *s = OnceCell::new());
     }
 
-    /// The split that turns most microbatches around in `step_s`, and how many.
-    pub fn best(&self, space: &Space, terms: Terms, step_s: f64) -> Option<(&Split, u32)> {
-        let splits = self.splits(space, terms).iter();
-        let counted =
-            splits.map(|s| (s, microbatches(step_s, self.fill_s, s.beat_s).min(s.most_microbatches)));
-        counted.filter(|(_, m)| *m > 0).max_by_key(|(_, m)| *m)
+    /// The split that turns most microbatches around in `step_s`, and how many. With fewer microbatches than stages,
+    /// fewer are held, and where memory binds that leaves room for a better split.
+    pub fn best(&self, terms: &Terms, step_s: f64) -> Option<(&Split, u32)> {
+        let count = self.splits.len() as u32;
+        let done = |split: &Split| microbatches(step_s, self.fill_s, split.beat_s);
+        let any = self.split(terms, count).map(|s| (s, done(s)));
+        let free = self.split(terms, 1)?;
+        let so_far = any.map_or(0, |a| a.1);
+        if so_far + 1 >= count || any.is_some_and(|a| a.0.beat_s <= free.beat_s) {
+            return any.filter(|a| a.1 > 0);
+        }
+        // The fewer, the faster: the most that are still done in time.
+        let (mut low, mut high) = (so_far, count - 1);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            let in_time = self.split(terms, middle).is_some_and(|s| done(s) >= middle);
+            if in_time { low = middle } else { high = middle - 1 }
+        }
+        if low > so_far { self.split(terms, low).map(|s| (s, low)) } else { any.filter(|a| a.1 > 0) }
     }
 
     /// Which clusters keep which layers.
@@ -292,7 +346,7 @@ impl Outline {
 
     /// No split's longest exchange is shorter.
     pub fn exchange_floor_s(&self, space: &Space, terms: &ExchangeTerms) -> f64 {
-        let layer = crate::cost::memory::layer_parameters(space.model) as f64;
+        let layer = layer_parameters(space.model) as f64;
         let run = |run: &Run| {
             let parameters = f64::from(run.layers.div_ceil(run.stages)) * layer / f64::from(run.team.size);
             space.exchange_s(terms.kind, terms.replicas, parameters, terms.paths[run.group])
@@ -354,78 +408,115 @@ fn floor_s(runs: &[Run], fill_s: f64, crossings: &[Crossing]) -> f64 {
     floor.max(fill_s / f64::from(count) * (1.0 - 1e-12))
 }
 
-fn splits(space: &Space, outline: &Outline, terms: Terms) -> Vec<Split> {
-    let count: u32 = outline.runs.iter().map(|r| r.stages).sum();
-    let Some(free) = fastest(outline, &caps(space, outline, terms, 1)) else { return vec![] };
-    let full = caps(space, outline, terms, u32::MAX);
-    if free.layers.iter().zip(&full).all(|(n, cap)| n <= cap) {
-        return vec![free];
-    }
-    // Memory binds: fewer microbatches in flight leave room for a better split.
-    let mut found: Vec<Split> = Vec::new();
-    for most in (1..=count).rev().map(|m| if m == count { u32::MAX } else { m }) {
-        let split = fastest(outline, &caps(space, outline, terms, most));
-        if let Some(split) = split.filter(|s| found.last().is_none_or(|f| s.beat_s < f.beat_s)) {
-            found.push(Split { most_microbatches: most, ..split });
+impl Terms {
+    /// Tabulates the most layers of every kind of stage.
+    pub fn new(space: &Space, exchange: Option<ExchangeTerms>) -> Self {
+        let most_in_flight = space.microbatches.min(space.model.layers);
+        let mut terms = Self { exchange, most_layers: vec![], first_slot: vec![], most_in_flight };
+        for (index, group) in space.groups.iter().enumerate() {
+            terms.first_slot.push(terms.most_layers.len());
+            for team in &group.teams {
+                for position in [Position::First, Position::Middle, Position::Last, Position::Only] {
+                    let most = |held| {
+                        most_layers(space, terms.exchange.as_ref(), (index, team.size), position, held)
+                    };
+                    terms.most_layers.extend((1..=most_in_flight).map(most));
+                }
+            }
         }
+        terms
     }
-    found
-}
 
-/// The most layers that each stage may hold: memory with so many microbatches, and the exchange's limit.
-fn caps(space: &Space, outline: &Outline, terms: Terms, microbatches: u32) -> Vec<u32> {
-    let count: u32 = outline.runs.iter().map(|r| r.stages).sum();
-    let layers = space.model.layers;
-    let cap = |(stage, run): (u32, &Run)| {
-        let held = crate::cost::memory::in_flight(microbatches, count, stage);
-        let fits = |n: u32| {
-            // Only the first stage starts at 0 and only the last ends at the last layer; one stage alone does both.
-            let range = match (stage == 0, stage + 1 == count) {
-                (true, true) => 0..layers,
-                (true, false) => 0..n,
-                (false, true) => layers - n..layers,
-                (false, false) => 1..n + 1,
+    /// The most layers of each stage with at most so many microbatches in the pipeline.
+    fn caps(&self, outline: &Outline, microbatches: u32) -> Vec<u32> {
+        let count: u32 = outline.runs.iter().map(|r| r.stages).sum();
+        let cap = |(stage, run): (u32, &Run)| {
+            let position = match (stage == 0, stage + 1 == count) {
+                (true, true) => Position::Only,
+                (true, false) => Position::First,
+                (false, true) => Position::Last,
+                (false, false) => Position::Middle,
             };
-            fits(space, run, range, held, terms)
+            let held = in_flight(microbatches, count, stage).min(self.most_in_flight);
+            self.most_layers[self.slot(run, position, held)]
         };
-        let (mut low, mut high) = (0, layers - (count - 1));
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if fits(middle) { low = middle } else { high = middle - 1 }
-        }
-        low
-    };
-    (0..count).zip(outline.stage_runs()).map(cap).collect()
+        (0..count).zip(outline.stage_runs()).map(cap).collect()
+    }
+
+    /// The most layers that any stage of a group may hold.
+    pub fn most_layers_of(&self, group: usize) -> u32 {
+        let end = self.first_slot.get(group + 1).copied().unwrap_or(self.most_layers.len());
+        self.most_layers[self.first_slot[group]..end].iter().copied().max().unwrap_or(0)
+    }
+
+    fn slot(&self, run: &Run, position: Position, held: u32) -> usize {
+        let team = run.team.size.trailing_zeros() as usize;
+        let row = team * 4 + position as usize;
+        self.first_slot[run.group] + row * self.most_in_flight as usize + held as usize - 1
+    }
 }
 
-fn fits(space: &Space, run: &Run, range: std::ops::Range<u32>, held: u32, terms: Terms) -> bool {
-    let kind = terms.exchange.map(|e| e.kind.0);
-    if space.rank_bytes(range.clone(), run.team.size, held, kind) > space.groups[run.group].memory_bytes {
-        return false;
+/// The most layers that fit, 0 if not even one does.
+fn most_layers(
+    space: &Space,
+    exchange: Option<&ExchangeTerms>,
+    (group, size): (usize, u32),
+    position: Position,
+    held: u32,
+) -> u32 {
+    let all = space.model.layers;
+    let fits = |n: u32| {
+        let layers = match position {
+            Position::First => 0..n,
+            Position::Middle => 1..n + 1,
+            Position::Last => all - n..all,
+            Position::Only => 0..all,
+        };
+        let kind = exchange.map(|e| e.kind.0);
+        let parameters = stage_parameters(space.model, layers.clone()) as f64 / f64::from(size);
+        let exchanged_in_time = |terms: &ExchangeTerms| {
+            space.exchange_s(terms.kind, terms.replicas, parameters, terms.paths[group]) <= terms.most_s
+        };
+        space.rank_bytes(layers, size, held, kind) <= space.groups[group].memory_bytes
+            && exchange.is_none_or(exchanged_in_time)
+    };
+    // Beside it stand at least those that its position implies.
+    let others = match position {
+        Position::Only => 0,
+        Position::First | Position::Last => 1,
+        Position::Middle => 2,
+    };
+    let (mut low, mut high) = (0, all.saturating_sub(others));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
     }
-    terms.exchange.is_none_or(|terms| {
-        let parameters = stage_parameters(space.model, range) as f64 / f64::from(run.team.size);
-        space.exchange_s(terms.kind, terms.replicas, parameters, terms.paths[run.group]) <= terms.most_s
-    })
+    low
 }
 
 /// The split of least beat under caps.
 fn fastest(outline: &Outline, caps: &[u32]) -> Option<Split> {
-    let mut high = outline.fill_s;
-    let mut best = greedy(outline, caps, high)?;
+    let split = |beat_s: f64| greedy(outline, caps, beat_s);
+    let real_s = |layers: &[u32]| beat_s(&times(outline, layers), &outline.crossings);
     let mut low = outline.floor_s;
-    if let Some(layers) = greedy(outline, caps, low) {
-        (best, high) = (layers, low);
+    if let Some(layers) = split(low) {
+        return Some(Split { beat_s: real_s(&layers), layers, most_microbatches: u32::MAX });
     }
-    while high - low > 1e-10 * high {
+    let mut best = split(outline.fill_s)?;
+    let mut high = real_s(&best);
+    // Beats are few: a split found is often the one sought, and one trial just below it ends the search.
+    loop {
+        if let Some(layers) = split(high * (1.0 - 1e-9)) {
+            (high, best) = (real_s(&layers).min(high * (1.0 - 1e-9)), layers);
+        } else {
+            return Some(Split { beat_s: real_s(&best), layers: best, most_microbatches: u32::MAX });
+        }
         let middle = 0.5 * (low + high);
-        match greedy(outline, caps, middle) {
-            Some(layers) => (best, high) = (layers, middle),
+        match split(middle) {
+            Some(layers) => (high, best) = (real_s(&layers).min(middle), layers),
             None => low = middle,
         }
     }
-    let beat_s = beat_s(&times(outline, &best), &outline.crossings);
-    Some(Split { layers: best, beat_s, most_microbatches: u32::MAX })
 }
 
 fn times(outline: &Outline, layers: &[u32]) -> Vec<f64> {
@@ -503,7 +594,7 @@ mod tests {
             let options = SearchOptions::default();
             let space = Space::new(&cluster, &model, &EngineLimits::NATIVE, &options).unwrap();
             for outline in outlines(&space, &Reach::Within(&[0, 1])).list {
-                let best = outline.splits(&space, Terms { exchange: None })[0].beat_s;
+                let best = outline.split(&Terms::new(&space, None), u32::MAX).unwrap().beat_s;
                 let runs = &outline.runs;
                 let all = compositions(layers, runs.iter().map(|r| r.stages).sum());
                 let in_runs = all.iter().filter(|c| {
@@ -531,7 +622,8 @@ mod tests {
         let space = Space::new(&cluster, &model, &EngineLimits::NATIVE, &options).unwrap();
         let all = outlines(&space, &Reach::Within(&[0])).list;
         let two = all.iter().find(|o| o.runs[0].stages == 2).unwrap();
-        for split in two.splits(&space, Terms { exchange: None }) {
+        let terms = Terms::new(&space, None);
+        for split in [1, 2].into_iter().filter_map(|m| two.split(&terms, m)) {
             let held = [split.most_microbatches.min(2), 1];
             let needs = [(0..split.layers[0], held[0]), (split.layers[0]..4, held[1])];
             for (range, held) in needs {

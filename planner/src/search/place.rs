@@ -6,15 +6,10 @@
 //!
 //! Not here: what that costs (`evaluate`).
 
-use std::time::Instant;
-
-use crate::inventory::Cluster;
-use crate::model::Model;
 use crate::plan::{Boundary, Exchange, Placement, Plan, Replica, ScheduleKind, ScheduleSpec, Stage, VERSION};
 
-use super::branch::{Candidate, Member, Search};
+use super::branch::{Candidate, Member};
 use super::space::Space;
-use super::{EngineLimits, Scope, SearchError, SearchOptions};
 
 /// The plan of a candidate.
 pub(crate) fn place(space: &Space, candidate: &Candidate) -> Plan {
@@ -144,122 +139,4 @@ fn seat(seats: &mut [Vec<Team>], used: &mut [u32], host: usize, block: &Block) {
         used[host] = gpus.end;
         seats[block.member][block.first_stage + i as usize] = Team { host, gpus };
     }
-}
-
-/// Why a search came back empty.
-pub(crate) fn why_nothing(
-    cluster: &Cluster,
-    model: &Model,
-    limits: &EngineLimits,
-    options: &SearchOptions,
-    scope: &Scope,
-    deadline: Instant,
-) -> SearchError {
-    if Instant::now() >= deadline {
-        return SearchError::TimeLimit { limit_s: options.time_limit.as_secs_f64() };
-    }
-    missing_link(cluster, model, limits, options, scope)
-        .unwrap_or_else(|| shortfall(cluster, model, limits, options, scope))
-}
-
-/// The pair of clusters whose link would make a plan possible.
-fn missing_link(
-    cluster: &Cluster,
-    model: &Model,
-    limits: &EngineLimits,
-    options: &SearchOptions,
-    scope: &Scope,
-) -> Option<SearchError> {
-    let one = Scope { max_replicas: 1, ..scope.clone() };
-    let resolved = super::resolutions(model, limits).ok()?.into_iter().next()?;
-    for (i, &a) in scope.clusters.iter().enumerate() {
-        for &b in &scope.clusters[i + 1..] {
-            let names = [a, b].map(|c| cluster.clusters[c].name.clone());
-            let mut joined = cluster.clone();
-            joined.links.push(crate::inventory::Link {
-                between: names.clone(),
-                rate_bytes_per_s: 1e9,
-                shared_bytes_per_s: None,
-                latency_s: 0.0,
-                loss: 0.0,
-            });
-            let space = Space::new(&joined, &resolved, limits, options).ok()?;
-            let deadline = Instant::now() + options.time_limit;
-            let outcome = Search::new(&space, &one, 1.0, deadline).run(None).ok()?;
-            if outcome.answer.is_some() {
-                let [a, b] = names;
-                return Some(SearchError::Unreachable { a, b });
-            }
-        }
-    }
-    None
-}
-
-/// The smallest thing that is too large.
-fn shortfall(
-    cluster: &Cluster,
-    model: &Model,
-    limits: &EngineLimits,
-    options: &SearchOptions,
-    scope: &Scope,
-) -> SearchError {
-    let spare = resolved_for_memory(model, limits);
-    let space = match Space::new(cluster, &spare, limits, options) {
-        Ok(space) => space,
-        Err(error) => return error,
-    };
-    let team = |g: usize| space.groups[g].teams.last().map_or(1, |t| t.size);
-    let layers = model.layers;
-    let need = |range: std::ops::Range<u32>, team: u32| space.rank_bytes(range, team, 1, None);
-    let largest = scope.clusters.iter().copied().max_by(|&a, &b| {
-        let room = |g: usize| space.groups[g].memory_bytes * f64::from(team(g));
-        room(a).total_cmp(&room(b))
-    });
-    let group = largest.unwrap_or(0);
-    let (size, memory) = (team(group), space.groups[group].memory_bytes);
-    let single = [0..1, layers / 2..(layers / 2 + 1).min(layers - 1).max(layers / 2), layers - 1..layers];
-    let single = single.into_iter().map(|r| need(r, size)).fold(0.0, f64::max);
-    let advice = advice(&spare, limits);
-    if single > memory {
-        let what = format!("one layer on the largest GPU ({})", cluster.clusters[group].gpu.name);
-        return does_not_fit(what, single, memory, advice);
-    }
-    let whole = need(0..layers, 1);
-    let held: f64 =
-        scope.clusters.iter().map(|&g| space.groups[g].memory_bytes * f64::from(space.groups[g].gpus)).sum();
-    does_not_fit(
-        "the model with one microbatch in flight, over all GPUs together,".into(),
-        whole,
-        held,
-        advice,
-    )
-}
-
-fn does_not_fit(what: String, needed: f64, available: f64, advice: String) -> SearchError {
-    let available_bytes = available as u64;
-    SearchError::DoesNotFit {
-        what,
-        needed_bytes: (needed.ceil() as u64).max(available_bytes),
-        available_bytes,
-        advice,
-    }
-}
-
-/// The model at its leanest.
-fn resolved_for_memory(model: &Model, limits: &EngineLimits) -> Model {
-    let resolved = super::resolutions(model, limits).unwrap_or_default();
-    let leanest = resolved.into_iter().rev().min_by_key(|m| m.micro_batch);
-    leanest.unwrap_or_else(|| Model { micro_batch: Some(1), ..model.clone() })
-}
-
-fn advice(model: &Model, limits: &EngineLimits) -> String {
-    use crate::model::Recompute;
-    let mut ways = vec!["more GPUs or GPUs with more memory"];
-    if model.micro_batch.is_some_and(|b| b > 1) {
-        ways.push("a smaller micro_batch");
-    }
-    if model.recompute != Recompute::Full && limits.recomputes.contains(&Recompute::Full) {
-        ways.push("recompute = \"full\"");
-    }
-    format!("what would help: {}", ways.join(", "))
 }

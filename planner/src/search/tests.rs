@@ -250,9 +250,217 @@ proptest! {
                 prop_assert!((s.objective_s / all.best_s - 1.0).abs() < 1e-6, "{s:?}, enumerated {}: {:?}", all.best_s, shape(&found.plan));
                 prop_assert!(s.bound_s <= all.best_s * (1.0 + 1e-9), "{s:?}, enumerated {}", all.best_s);
                 prop_assert!(s.gap < 1e-6, "{s:?}");
-                prop_assert_eq!(evaluate(&found.plan).unwrap().iteration_s, s.objective_s);
+                assert_sound(&found);
             }
             Err(error) => prop_assert!(all.best_s.is_infinite(), "{error}, enumerated {}", all.best_s),
         }
     }
+}
+
+// Larger problems.
+
+fn a100(name: &str, hosts: u32, class: NicClass) -> Fabric {
+    let mut fabric = fabric(name, hosts, 8);
+    fabric.gpu = gpu(312e12, 80_000_000_000);
+    fabric.gpu.efficiency = 0.5;
+    fabric.intra = Hop { rate_bytes_per_s: 300e9, latency_s: 2e-6 };
+    fabric.nic.class = class;
+    (fabric.nic.rate_bytes_per_s, fabric.nic.count, fabric.nic.latency_s) = (25e9, 4, 5e-6);
+    fabric.ethernet = Some(Hop { rate_bytes_per_s: 3.125e9, latency_s: 5e-5 });
+    fabric
+}
+
+fn hybrid(hosts: u32) -> Cluster {
+    Cluster {
+        clusters: vec![a100("ib", hosts, NicClass::Infiniband), a100("roce", hosts, NicClass::Roce)],
+        links: vec![link("ib", "roce", 3.125e9, 1e-3)],
+    }
+}
+
+fn holmes(layers: u32, hidden: u32, batch: u32) -> Model {
+    Model {
+        vocab: 51_200,
+        sequence: 2048,
+        heads: 32,
+        global_batch: batch,
+        micro_batch: Some(4),
+        precision: Precision::Bf16,
+        recompute: Recompute::Selective,
+        ..gpt(layers, hidden)
+    }
+}
+
+/// Ranks in order, no GPU twice, memory kept, layers and microbatches all there, the objective its own closed form.
+fn assert_sound(found: &Found) {
+    let plan = &found.plan;
+    let seats = plan.seats();
+    assert!(seats.iter().enumerate().all(|(i, s)| s.placement.rank == i as u32));
+    let gpus: HashSet<_> = seats.iter().map(|s| (&s.placement.host, s.placement.gpu)).collect();
+    assert_eq!(gpus.len(), seats.len(), "a GPU twice: {:?}", shape(plan));
+    for replica in &plan.replicas {
+        let ends =
+            replica.stages.iter().fold(0, |at, s| if s.layers[0] == at { s.layers[1] } else { u32::MAX });
+        assert_eq!(ends, plan.model.layers);
+        assert_eq!(replica.boundaries.len() + 1, replica.stages.len());
+    }
+    assert_eq!(
+        plan.replicas.iter().map(|r| r.microbatches * plan.micro_batch).sum::<u32>(),
+        plan.model.global_batch
+    );
+    let cost = evaluate(plan).expect("belongs to its inventory");
+    for (seat, bytes) in seats.iter().zip(&cost.memory_bytes) {
+        let fabrics = &plan.cluster.clusters;
+        let fabric = fabrics.iter().find(|f| f.hosts.iter().any(|h| h.name == seat.placement.host)).unwrap();
+        assert!(seat.placement.gpu < fabric.gpus && *bytes <= fabric.gpu.memory_bytes as f64);
+    }
+    let solver = solver(found);
+    assert_eq!(cost.iteration_s, solver.objective_s);
+    assert!(solver.bound_s <= solver.objective_s && solver.bound_s >= found.flops_bound_s * (1.0 - 1e-9));
+}
+
+/// Which cluster keeps how many layers, of every replica.
+fn runs(plan: &Plan) -> Vec<Vec<(String, u32)>> {
+    let cluster = |s: &Stage| s.ranks[0].host.split('-').next().unwrap_or_default().to_owned();
+    let runs = |r: &Replica| {
+        let by = r.stages.chunk_by(|a, b| cluster(a) == cluster(b));
+        by.map(|run| (cluster(&run[0]), run[run.len() - 1].layers[1] - run[0].layers[0])).collect()
+    };
+    plan.replicas.iter().map(runs).collect()
+}
+
+#[test]
+fn dense_exchange_keeps_peers_in_one_fabric_and_pipelines_cross_as_in_holmes() {
+    let model = Model { exchange: ExchangeChoice::Dense, ..holmes(30, 3072, 512) };
+    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..EngineLimits::NATIVE };
+    let mut cluster = hybrid(2);
+    cluster.clusters[1].gpu.efficiency = 0.4;
+    let found = search(&cluster, &model, &limits, &SearchOptions::default()).unwrap();
+    assert_sound(&found);
+    let runs = runs(&found.plan);
+    assert!(runs.len() > 1 && runs.iter().all(|r| *r == runs[0]), "{runs:?}");
+    let of = |name: &str| runs[0].iter().find(|r| r.0 == name).expect("both clusters are used").1;
+    assert!(of("ib") > of("roce"), "the slower GPUs get fewer layers: {runs:?}");
+    assert!(solver(&found).gap <= 0.01 + 1e-9, "{:?}", solver(&found));
+}
+
+#[test]
+fn replicas_without_a_common_fabric_exchange_sparsely_unless_told_otherwise() {
+    let cluster = Cluster {
+        clusters: vec![fabric("a", 1, 2), fabric("b", 1, 1)],
+        links: vec![link("a", "b", 1e6, 0.05)],
+    };
+    let kind = |exchange| {
+        let model = Model { exchange, global_batch: 30, ..gpt(4, 256) };
+        let found = found(&cluster, &model, &exactly());
+        assert_sound(&found);
+        found.plan.exchange.first().map(|e| (e.kind, e.every))
+    };
+    assert_eq!(kind(ExchangeChoice::Auto), Some((ExchangeKind::Sparse { top_k: 64 }, 30)));
+    assert_eq!(kind(ExchangeChoice::Dense), Some((ExchangeKind::Dense, 1)));
+    let island = found(&alone(fabric("a", 1, 3)), &gpt(4, 256), &exactly());
+    assert_eq!(island.plan.exchange[0].kind, ExchangeKind::Dense);
+}
+
+/// The model fits only across both clusters.
+fn split_by_memory(rate_bytes_per_s: f64) -> Cluster {
+    let [mut a, mut b] = [fabric("a", 1, 2), fabric("b", 1, 2)];
+    (a.gpu.memory_bytes, b.gpu.memory_bytes) = (60_000_000, 60_000_000);
+    Cluster { clusters: vec![a, b], links: vec![link("a", "b", rate_bytes_per_s, 1e-3)] }
+}
+
+#[test]
+fn only_narrow_boundaries_are_compressed_and_a_forced_codec_is_obeyed() {
+    let codecs = |rate: f64, boundary| {
+        let model = Model { boundary, ..gpt(8, 256) };
+        let found = found(&split_by_memory(rate), &model, &exactly());
+        assert_sound(&found);
+        assert_eq!(runs(&found.plan)[0].len(), 2, "both clusters are needed");
+        let replica = &found.plan.replicas[0];
+        let hosts: Vec<_> = replica.stages.iter().map(|s| s.ranks[0].host.clone()).collect();
+        let codecs = replica.boundaries.iter().map(|b| b.codec);
+        codecs.zip(hosts.windows(2)).map(|(c, h)| (h[0] != h[1], c)).collect::<Vec<_>>()
+    };
+    for (crosses, codec) in codecs(1e6, BoundaryChoice::Auto) {
+        assert_eq!(codec, if crosses { Codec::Subspace { rank: 32 } } else { Codec::None });
+    }
+    for (crosses, codec) in codecs(1e9, BoundaryChoice::Auto) {
+        assert_eq!(codec, if crosses { Codec::Bf16 } else { Codec::None });
+    }
+    assert!(codecs(1e6, BoundaryChoice::Int8).iter().all(|c| c.1 == Codec::Int8));
+}
+
+#[test]
+fn what_does_not_fit_says_by_how_much_and_that_much_more_fits() {
+    let model = gpt(8, 512);
+    let cluster = split_by_memory(1e9);
+    let error = search(&cluster, &model, &EngineLimits::NATIVE, &exactly()).unwrap_err();
+    let SearchError::DoesNotFit { short_bytes, .. } = error else { panic!("{error}") };
+    let with_more = |share: f64| {
+        let mut larger = cluster.clone();
+        larger.clusters.iter_mut().for_each(|f| f.gpu.memory_bytes += (short_bytes as f64 * share) as u64);
+        search(&larger, &model, &EngineLimits::NATIVE, &exactly())
+    };
+    assert!(with_more(1.001).is_ok() && with_more(0.99).is_err(), "{short_bytes}");
+}
+
+#[test]
+fn a_missing_link_is_named_only_where_it_matters() {
+    let mut apart = split_by_memory(1e9);
+    apart.links.clear();
+    let error = search(&apart, &gpt(8, 256), &EngineLimits::NATIVE, &exactly()).unwrap_err();
+    assert_eq!(error, SearchError::Unreachable { a: "a".into(), b: "b".into() });
+    assert_sound(&found(&apart, &gpt(2, 256), &exactly()));
+}
+
+#[test]
+fn what_the_engine_cannot_do_is_refused_by_name() {
+    let ask =
+        |model: Model| search(&hybrid(1), &model, &EngineLimits::NATIVE, &exactly()).unwrap_err().to_string();
+    let streaming = ask(Model { exchange: ExchangeChoice::Streaming, ..gpt(4, 256) });
+    assert_eq!(
+        streaming,
+        "the model asks for exchange = \"streaming\", which this engine cannot do; it can do dense, sparse"
+    );
+    assert!(ask(Model { recompute: Recompute::Full, ..gpt(4, 256) }).contains("recompute = \"full\""));
+    assert!(ask(Model { micro_batch: Some(3), ..gpt(4, 256) }).contains("does not divide"));
+}
+
+#[test]
+fn the_same_problem_gives_the_same_plan() {
+    let plan = || {
+        let mut plan = found(&hybrid(1), &gpt(8, 256), &SearchOptions::default()).plan;
+        plan.solver.as_mut().unwrap().wall_s = 0.0;
+        plan
+    };
+    assert_eq!(plan(), plan());
+}
+
+#[test]
+fn an_open_microbatch_and_recomputation_are_chosen() {
+    let model = Model { micro_batch: None, recompute: Recompute::Auto, ..holmes(12, 3072, 24) };
+    let found = search(&hybrid(1), &model, &EngineLimits::ANY, &SearchOptions::default()).unwrap();
+    assert_sound(&found);
+    assert_eq!(found.plan.model.micro_batch, Some(found.plan.micro_batch));
+    assert_ne!(found.plan.model.recompute, Recompute::Auto);
+}
+
+#[test]
+fn too_many_columns_are_thinned_and_the_bound_stays_honest() {
+    let mut cluster = hybrid(4);
+    let mut third = a100("eth", 4, NicClass::Ethernet);
+    third.gpu.efficiency = 0.3;
+    cluster.clusters.push(third);
+    cluster.links.extend([link("ib", "eth", 1e9, 1e-3), link("roce", "eth", 1e9, 1e-3)]);
+    let options = SearchOptions::default();
+    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..EngineLimits::NATIVE };
+    let started = Instant::now();
+    let found = search(&cluster, &holmes(30, 3072, 768), &limits, &options).unwrap();
+    eprintln!(
+        "{:?} {:?} {:?}",
+        started.elapsed(),
+        solver(&found),
+        runs(&found.plan).iter().collect::<HashSet<_>>()
+    );
+    assert!(found.thinned);
+    assert_sound(&found);
 }
