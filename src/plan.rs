@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use narrows_planner::search::{EngineLimits, SearchOptions, search};
-use narrows_planner::{inventory, model, plan, simulate, units};
+use narrows_planner::{explain, inventory, model, plan, simulate, units};
 
 use crate::terminal::{BAD_INPUT, note, say};
 
@@ -50,10 +50,13 @@ pub fn run(args: Plan) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(BAD_INPUT));
         }
     };
+    let explanation = explain::explain_found(&found, &limits, &options)?;
     let plan = plan::Plan { predicted: Some(simulate::predicted(&found.plan)?), ..found.plan };
     plan::write(&plan, &args.output)?;
     if args.json {
         say(serde_json::to_string_pretty(&plan)?);
+    } else {
+        say(explain::render(&plan, &explanation).trim_end());
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)

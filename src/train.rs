@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use narrows_planner::explain;
 use narrows_planner::units::{human_bytes, human_time};
 use narrows_runtime::launch::Outcome;
 use narrows_runtime::report::Report;
@@ -55,6 +56,9 @@ fn prepare(args: &Train, start: Start) -> Result<Prepared, TrainError> {
     let run = Run::read(&args.run)?;
     note(format_args!("planning {} …", run.settings.name));
     let prepared = train::prepare(&run, start)?;
+    if let Ok(explanation) = explain::explain(&prepared.plan) {
+        note(explain::render(&prepared.plan, &explanation).trim_end());
+    }
     Ok(prepared)
 }
 
