@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(count(Some(983_040.0)), "983.0 k");
         assert_eq!(count(Some(999_700.0)), "1.00 M");
         assert_eq!(count(Some(8870.2)), "8870");
-        assert_eq!(signed_percent(Some(-3.14)), "-3.1 %");
+        assert_eq!(signed_percent(Some(-3.27)), "-3.3 %");
         assert_eq!(times(Some(41.2)), "41x");
     }
 }

@@ -268,7 +268,7 @@ pub enum EventKind {
     Checkpoint,
     /// After an exchange all replicas were found bit-equal.
     ExchangeVerified,
-    /// The run went on from a checkpoint.
+    /// The run went on from a checkpoint; its `step` is the first that is run again.
     Resume,
     /// A rank or link was lost.
     Failure,
