@@ -1,8 +1,53 @@
 //! `cluster.toml`: what GPUs there are and what joins them.
 //!
-//! (types first; the parser turns strings with units into SI numbers and keeps spans for errors)
+//! ```toml
+//! [[cluster]]
+//! name  = "ib"               # one fabric: everything inside reaches everything
+//! nodes = 4                  # or [[cluster.host]] entries: name (else <cluster>-<index>), address
+//! gpus  = 8                  # per node
+//! gpu   = "A100-80G"         # built in (`gpus`), or a table: name, memory, bf16, fp16, fp32, efficiency, price
+//! intra = "nvlink"           # built in (`intra`), or { rate, latency }
+//! nic   = { class = "infiniband", rate = "200Gbit/s", count = 4, latency = "5us" }
+//! ethernet = { rate = "25Gbit/s", latency = "50us" }                       # or just "25Gbit/s"
+//!
+//! [[link]]                   # between two clusters; absent = unreachable
+//! between = ["ib", "roce"]
+//! rate    = "25Gbit/s"       # per node; `shared = "100Gbit/s"` caps the sum
+//! latency = "1ms"
+//! loss    = 0.0
+//! ```
+//! Defaults: a `gpu` table with the name of a built-in GPU takes from it what it does not give; of another GPU,
+//! `bf16` and `fp16` stand for each other, both for want of any other figure are `fp32`, and `fp32` is a sixteenth of
+//! the 16-bit rate (as on A100 and H100). `efficiency` is 0.5, `count` 1, `loss` 0, the latency of InfiniBand and
+//! RoCE 5 us, of Ethernet 50 us: usual figures, to be measured by `calibrate`.
+//!
+//! Not here: paths between GPUs (`topology`).
+
+mod check;
+mod file;
+mod gpus;
+mod intra;
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use check::check;
+
+use crate::input::{Document, InputError};
+
+/// Reads, resolves and checks an inventory.
+///
+/// # Errors
+/// The file is unreadable or not TOML, has unknown or missing keys, or describes what cannot be (no GPU at all, a link
+/// to a cluster that does not exist, a rate of zero, …). The error shows the place.
+pub fn read(path: &Path) -> Result<Cluster, InputError> {
+    let document = Document::toml(path)?;
+    let file: file::InventoryFile = document.decode()?;
+    file.resolve()
+        .and_then(|cluster| check(&cluster).map(|()| cluster))
+        .map_err(|fault| document.error(fault))
+}
 
 /// The resolved inventory: every default filled in, every quantity in SI units.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,4 +164,31 @@ pub struct Link {
     /// Share of packets lost, in [0, 1).
     #[serde(default)]
     pub loss: f64,
+}
+
+impl Cluster {
+    /// The fabric that a host belongs to, and the host.
+    pub fn host(&self, name: &str) -> Option<(&Fabric, &Host)> {
+        self.clusters
+            .iter()
+            .find_map(|fabric| fabric.hosts.iter().find(|h| h.name == name).map(|host| (fabric, host)))
+    }
+}
+
+impl Fabric {
+    /// Whether every host has a NIC of the class.
+    pub fn has_nic(&self, class: NicClass) -> bool {
+        self.nic.class == class || (class == NicClass::Ethernet && self.ethernet.is_some())
+    }
+}
+
+impl NicClass {
+    /// As in the files.
+    pub fn name(self) -> &'static str {
+        match self {
+            NicClass::Infiniband => "infiniband",
+            NicClass::Roce => "roce",
+            NicClass::Ethernet => "ethernet",
+        }
+    }
 }

@@ -2,6 +2,8 @@
 //! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate.
 
 pub mod cost;
+pub mod explain;
+pub mod input;
 pub mod inventory;
 pub mod model;
 pub mod plan;
@@ -9,3 +11,5 @@ pub mod schedule;
 pub mod search;
 pub mod simulate;
 pub mod topology;
+pub mod trace;
+pub mod units;

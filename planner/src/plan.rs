@@ -9,13 +9,33 @@
 //!
 //! Not here: how a plan is found (`search`), what it costs (`cost`, `simulate`).
 
+mod check;
+mod file;
+mod write;
+
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
+use crate::input::{Document, InputError};
 use crate::inventory::{Cluster, NicClass};
 use crate::model::Model;
 
+pub use write::{WriteError, write};
+
 /// The version of the plan's format that this program writes and reads.
 pub const VERSION: u32 = 1;
+
+/// Reads and checks a plan, and the files of its inventory and model where it names them.
+///
+/// # Errors
+/// A file is unreadable, cut off or of another version, has unknown or missing keys, or the plan does not fit its
+/// inventory, its model or itself; the error shows the place and names replica, stage and rank.
+pub fn read(path: &Path) -> Result<Plan, InputError> {
+    let document = Document::json(path)?;
+    let plan = file::resolve(&document)?;
+    check::check(&plan).map(|()| plan).map_err(|fault| document.error(fault))
+}
 
 /// A checked plan: every rank placed once, layers contiguous in each replica, codecs and exchanges well formed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,7 +163,7 @@ pub enum Transport {
 
 /// How a set of replicas is kept equal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "file::ExchangeFile")]
 pub struct Exchange {
     /// Indices into [`Plan::replicas`].
     pub replicas: Vec<u32>,

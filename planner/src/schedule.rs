@@ -1,12 +1,38 @@
-//! A schedule is data: per rank, actions in order. Generated purely, proven by `check`, drawn by `simulate`, run by
-//! the worker, recorded in the same words.
+//! A schedule is data: per rank, actions in order. Generated purely from the plan, proven by [`check`], drawn by
+//! [`draw`], executed on paper by `simulate` and for real by the worker, recorded in the same words.
 //!
-//! Not here: time (`cost`), bytes (transport), tensors (engine).
+//! 1F1B (PipeDream-flush, arXiv 2006.09503 section 3.2), 3 stages, 4 microbatches, one column a unit of time;
+//! digits are forward passes, small letters input gradients, capitals weight gradients:
+//! ```text
+//! rank 0  012..aA3bB.cC.dD|
+//! rank 1  .01.aA2bB3cC.dD|.
+//! rank 2  ..0aA1bB2cC3dD|..
+//! ```
+//! A stage's input gradient leaves before its weight gradient is computed: the stage before waits for nothing else.
+//! Optimiser steps count from 1; an exchange with period `every` follows the steps that `every` divides.
+//!
+//! Not here: time (`cost`, `simulate`), bytes (transport: it receives ahead, so a `Receive` only waits for what has
+//! not come yet), tensors (engine).
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::trace::TraceEvent;
+
+mod check;
+mod draw;
+mod generate;
+mod peers;
+mod replay;
+
+pub use check::{Checked, ScheduleError, check, check_forward_only};
+pub use draw::{draw, draw_events};
+pub use generate::{forward_only, gpipe, of, one_f_one_b};
+pub use peers::{Peer, Share, Unit, boundary_peers, exchange_peers, exchanges_at, talking_pairs, units};
+
 /// What crosses a stage boundary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Payload {
     /// Forward: a stage's output.
@@ -21,15 +47,38 @@ pub enum Payload {
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Action {
     /// Wait for a microbatch's activation or gradient.
-    Receive { from: u32, what: Payload, microbatch: u32 },
+    Receive {
+        /// The rank that sends it.
+        from: u32,
+        /// Activation or gradient.
+        what: Payload,
+        /// Index in the step, from 0.
+        microbatch: u32,
+    },
     /// The stage's forward pass.
-    Forward { microbatch: u32 },
+    Forward {
+        /// Index in the step, from 0.
+        microbatch: u32,
+    },
     /// Hand a microbatch's activation or gradient over.
-    Send { to: u32, what: Payload, microbatch: u32 },
+    Send {
+        /// The rank that receives it.
+        to: u32,
+        /// Activation or gradient.
+        what: Payload,
+        /// Index in the step, from 0.
+        microbatch: u32,
+    },
     /// The gradient of the stage's input.
-    BackwardInput { microbatch: u32 },
+    BackwardInput {
+        /// Index in the step, from 0.
+        microbatch: u32,
+    },
     /// The gradient of the stage's weights.
-    BackwardWeight { microbatch: u32 },
+    BackwardWeight {
+        /// Index in the step, from 0.
+        microbatch: u32,
+    },
     /// Dense exchange: all-reduce of the gradients with the other replicas' owners of the same layers.
     Reduce,
     /// The inner optimiser's step.
@@ -41,3 +90,92 @@ pub enum Action {
 /// Outer index: rank.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schedule(pub Vec<Vec<Action>>);
+
+/// An action with the time it took: predicted by `simulate`, measured by the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Who did it.
+    pub rank: u32,
+    /// What was done.
+    pub action: Action,
+    /// Seconds since the start of the recording; waiting for messages belongs to the action.
+    pub start_s: f64,
+    /// Seconds since the start of the recording.
+    pub end_s: f64,
+}
+
+impl Event {
+    /// As a bar in the rank's first row of a trace.
+    pub fn trace(&self) -> TraceEvent<'static> {
+        let kind = self.action.name();
+        let microbatch = self.action.microbatch();
+        TraceEvent {
+            name: microbatch.map_or(kind.into(), |m| format!("{kind} {m}").into()),
+            category: kind.into(),
+            rank: self.rank,
+            thread: 0,
+            start_us: self.start_s * 1e6,
+            duration_us: (self.end_s - self.start_s) * 1e6,
+            args: microbatch.map(|m| ("microbatch", m.into())).into_iter().collect(),
+        }
+    }
+}
+
+impl Action {
+    /// The word for this kind of action in traces and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::Receive { .. } => "receive",
+            Action::Forward { .. } => "forward",
+            Action::Send { .. } => "send",
+            Action::BackwardInput { .. } => "backward_input",
+            Action::BackwardWeight { .. } => "backward_weight",
+            Action::Reduce => "reduce",
+            Action::Step => "step",
+            Action::Exchange => "exchange",
+        }
+    }
+
+    /// The microbatch it works on, if on one.
+    pub fn microbatch(&self) -> Option<u32> {
+        match *self {
+            Action::Receive { microbatch, .. }
+            | Action::Forward { microbatch }
+            | Action::Send { microbatch, .. }
+            | Action::BackwardInput { microbatch }
+            | Action::BackwardWeight { microbatch } => Some(microbatch),
+            Action::Reduce | Action::Step | Action::Exchange => None,
+        }
+    }
+}
+
+impl fmt::Display for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Payload::Activation => "activation",
+            Payload::Gradient => "gradient",
+        })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Receive { from, what, microbatch } => {
+                write!(f, "receive the {what} of microbatch {microbatch} from rank {from}")
+            }
+            Action::Send { to, what, microbatch } => {
+                write!(f, "send the {what} of microbatch {microbatch} to rank {to}")
+            }
+            Action::Forward { microbatch } => write!(f, "forward of microbatch {microbatch}"),
+            Action::BackwardInput { microbatch } => write!(f, "input gradient of microbatch {microbatch}"),
+            Action::BackwardWeight { microbatch } => write!(f, "weight gradient of microbatch {microbatch}"),
+            Action::Reduce => f.write_str("reduce the gradients"),
+            Action::Step => f.write_str("step"),
+            Action::Exchange => f.write_str("exchange with the other replicas"),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

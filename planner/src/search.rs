@@ -1,1 +1,279 @@
-//! search.
+//! The plan that takes least time per step, with a proof of how near to least it is.
+//!
+//! ```text
+//!   space     one group a cluster (like GPUs are counted, not named), prices of stages, crossings, exchanges
+//!   column    a pipeline: which clusters in which order, stages and layers of each; the fastest split of its layers
+//!   master    how many of each column: a small integer program for a fixed step time T (HiGHS)
+//!   branch    over T, the exchange (kind, number of replicas, seconds) and who must agree on layers; bounds
+//!   evaluate  the closed form of any plan: what the search minimises, and what judges its result
+//!   place     counts become hosts and ranks
+//! ```
+//! For a fixed T a column k of fill f and beat b turns m_k(T) = 1 + (T - f) / b microbatches around; replicas are columns
+//! chosen with sum of GPUs <= what a group has and sum of microbatches >= what the step needs. T is feasible or not,
+//! and monotone: bisect. An infeasible T is a proof that no plan of the space is that fast.
+//!
+//! The space, and nothing outside it is claimed: a pipeline visits each cluster at most once, in one run of stages
+//! with one tensor-parallel degree (1, 2, 4 or 8 dividing a host's GPUs); replicas may be unlike; layers are split
+//! anyhow; microbatches per replica anyhow; one microbatch size (powers of two where the model leaves it open). Where columns
+//! are too many to list, orders and splits are thinned and the bound is that of a relaxation which covers them all.
+//!
+//! Deterministic: one thread, no seed, no clock but the time limit's.
+//!
+//! Not here: overlap and queues (`simulate`), why (`explain`).
+
+pub mod evaluate;
+
+mod branch;
+mod column;
+mod fit;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod master;
+mod place;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use crate::inventory::Cluster;
+use crate::model::{BoundaryChoice, ExchangeChoice, Model, Recompute};
+use crate::plan::{Plan, Solver, Transport};
+
+use self::branch::{Answer, Search};
+use self::space::Space;
+
+/// How hard to search, and the constants of the exchange and the codecs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SearchOptions {
+    /// Stop when no plan can be faster than the one found by more than this share of its time.
+    pub gap: f64,
+    /// Stop with the best plan found, and its gap as it stands.
+    pub time_limit: Duration,
+    /// Optimiser steps between sparse or streaming exchanges.
+    pub sync_every: u32,
+    /// Values kept of each 4096 in a sparse exchange.
+    pub top_k: u32,
+    /// Dimension of compressed boundaries; `None`: an eighth of the hidden width.
+    pub subspace_rank: Option<u32>,
+}
+
+impl Default for SearchOptions {
+    fn default() -> Self {
+        Self {
+            gap: 0.01,
+            time_limit: Duration::from_secs(60),
+            sync_every: 30,
+            top_k: 64,
+            subspace_rank: None,
+        }
+    }
+}
+
+/// What the engine that will run the plan can do; the rest is outside the space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Largest tensor-parallel group.
+    pub max_tensor_parallel: u32,
+    /// Kinds of exchange (never `Auto`).
+    pub exchanges: &'static [ExchangeChoice],
+    /// Codecs of boundaries (never `Auto`).
+    pub codecs: &'static [BoundaryChoice],
+    /// Kinds of recomputation (never `Auto`).
+    pub recomputes: &'static [Recompute],
+    /// What moves every boundary.
+    pub transport: Transport,
+}
+
+impl EngineLimits {
+    /// The native engine: no tensor parallelism, no recomputation, no streaming exchange, TCP everywhere.
+    pub const NATIVE: Self = Self {
+        max_tensor_parallel: 1,
+        exchanges: &[ExchangeChoice::Dense, ExchangeChoice::Sparse],
+        codecs: &[BoundaryChoice::None, BoundaryChoice::Bf16, BoundaryChoice::Int8, BoundaryChoice::Subspace],
+        recomputes: &[Recompute::None],
+        transport: Transport::Tcp,
+    };
+
+    /// Everything a plan can say.
+    pub const ANY: Self = Self {
+        max_tensor_parallel: 8,
+        exchanges: &[ExchangeChoice::Dense, ExchangeChoice::Streaming, ExchangeChoice::Sparse],
+        recomputes: &[Recompute::None, Recompute::Selective, Recompute::Full],
+        ..Self::NATIVE
+    };
+}
+
+/// The part of the space to look at; runners-up are the best of smaller parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Clusters that may be used, by index in the inventory, ascending.
+    pub clusters: Vec<usize>,
+    /// Largest number of replicas.
+    pub max_replicas: u32,
+}
+
+impl Scope {
+    /// All of it.
+    pub fn whole(cluster: &Cluster) -> Self {
+        Self { clusters: (0..cluster.clusters.len()).collect(), max_replicas: u32::MAX }
+    }
+}
+
+/// A plan and what is proven of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The plan, without `predicted`: that is the simulator's.
+    pub plan: Plan,
+    /// Columns were too many to list: the plan comes from a thinned list, the bound from a relaxation.
+    pub thinned: bool,
+    /// No plan at all, of this space or not, is faster: FLOPs over the sum of rates.
+    pub flops_bound_s: f64,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SearchError {
+    /// The model asks for what the engine cannot do.
+    #[error("the model asks for {asked}, which this engine cannot do; it can do {able}")]
+    Unsupported {
+        /// Key and value.
+        asked: String,
+        /// The values that would work.
+        able: String,
+    },
+    /// The microbatch does not divide the batch.
+    #[error("micro_batch = {micro_batch} does not divide global_batch = {global_batch}; choose a divisor")]
+    Indivisible {
+        /// Sequences per microbatch.
+        micro_batch: u32,
+        /// Sequences per step.
+        global_batch: u32,
+    },
+    /// No arrangement holds the model.
+    #[error(
+        "the model does not fit: the nearest arrangement, {nearest}, lacks {:.3} GB on its fullest GPU; what would help: {advice}",
+        *short_bytes as f64 / 1e9
+    )]
+    DoesNotFit {
+        /// The arrangement that lacks least.
+        nearest: String,
+        /// What each of its GPUs would need more, at most; within 0.1 %.
+        short_bytes: u64,
+        /// What would help.
+        advice: String,
+    },
+    /// It would fit if two clusters could reach each other.
+    #[error(
+        "the model fits only across {a} and {b}, which no [[link]] joins: add `[[link]] between = [\"{a}\", \"{b}\"]`"
+    )]
+    Unreachable {
+        /// A cluster's name.
+        a: String,
+        /// Another's.
+        b: String,
+    },
+    /// The time limit struck before any plan was found.
+    #[error("no plan found within the time limit of {limit_s} s; raise --time-limit")]
+    TimeLimit {
+        /// The limit.
+        limit_s: f64,
+    },
+    /// HiGHS failed.
+    #[error("the ILP solver failed while {doing}: {status}")]
+    Solver {
+        /// What was being solved.
+        doing: &'static str,
+        /// What it said.
+        status: String,
+    },
+}
+
+/// The fastest plan for a model on an inventory.
+///
+/// # Errors
+/// [`SearchError`]: the model does not fit, asks for what the engine cannot do, or the solver or its time gave out.
+pub fn search(
+    cluster: &Cluster,
+    model: &Model,
+    limits: &EngineLimits,
+    options: &SearchOptions,
+) -> Result<Found, SearchError> {
+    search_within(cluster, model, limits, options, &Scope::whole(cluster))
+}
+
+/// The fastest plan of a part of the space.
+///
+/// # Errors
+/// As [`search`].
+pub fn search_within(
+    cluster: &Cluster,
+    model: &Model,
+    limits: &EngineLimits,
+    options: &SearchOptions,
+    scope: &Scope,
+) -> Result<Found, SearchError> {
+    let started = Instant::now();
+    let deadline = started + options.time_limit;
+    let mut best: Option<Answer> = None;
+    let mut bound_s = f64::INFINITY;
+    for model in resolutions(model, limits)? {
+        let space = Space::new(cluster, &model, limits, options)?;
+        let incumbent_s = best.as_ref().map(|b| b.objective_s);
+        let outcome = Search::new(&space, scope, options.gap, deadline).run(incumbent_s)?;
+        bound_s = bound_s.min(outcome.bound_s);
+        if let Some(answer) = outcome.answer {
+            best = Some(answer);
+        }
+    }
+    let Some(answer) = best else {
+        return Err(fit::why_nothing(cluster, model, limits, options, scope, deadline));
+    };
+    Ok(answer.finish(bound_s, options.gap, started.elapsed(), Instant::now() >= deadline))
+}
+
+/// The model with its open choices (microbatch size, recomputation) made, in every way the engine can.
+fn resolutions(model: &Model, limits: &EngineLimits) -> Result<Vec<Model>, SearchError> {
+    let batches = match model.micro_batch {
+        Some(b) if b == 0 || model.global_batch % b != 0 => {
+            return Err(SearchError::Indivisible { micro_batch: b, global_batch: model.global_batch });
+        }
+        Some(b) => vec![b],
+        None => (0..5).map(|i| 1 << i).filter(|b| model.global_batch % b == 0).collect(),
+    };
+    let recomputes = match model.recompute {
+        Recompute::Auto => limits.recomputes.to_vec(),
+        chosen if limits.recomputes.contains(&chosen) => vec![chosen],
+        chosen => return Err(unsupported("recompute", &chosen, limits.recomputes)),
+    };
+    let choices = recomputes.iter().flat_map(|&recompute| batches.iter().map(move |&b| (recompute, b)));
+    let choices = choices.map(|(recompute, b)| Model { recompute, micro_batch: Some(b), ..model.clone() });
+    Ok(choices.collect())
+}
+
+fn unsupported<T: std::fmt::Debug>(key: &str, asked: &T, able: &[T]) -> SearchError {
+    let word = |value: &T| format!("{value:?}").to_lowercase();
+    let able = able.iter().map(word).collect::<Vec<_>>().join(", ");
+    SearchError::Unsupported { asked: format!("{key} = \"{}\"", word(asked)), able }
+}
+
+impl Answer {
+    fn finish(self, bound_s: f64, gap_wanted: f64, wall: Duration, late: bool) -> Found {
+        let bound_s = bound_s.min(self.objective_s);
+        let gap = (self.objective_s - bound_s) / self.objective_s;
+        let status = match gap {
+            _ if gap <= 1e-6 => "optimal",
+            _ if late && gap > gap_wanted => "time_limit",
+            _ => "gap",
+        };
+        let solver = Solver {
+            status: status.into(),
+            objective_s: self.objective_s,
+            bound_s,
+            gap,
+            wall_s: wall.as_secs_f64(),
+        };
+        let plan = Plan { solver: Some(solver), ..self.plan };
+        Found { plan, thinned: self.thinned, flops_bound_s: self.flops_bound_s }
+    }
+}

@@ -1,0 +1,249 @@
+//! What makes a plan whole. Each rule is a function; the first that fails names the replica, stage and rank.
+//!
+//! ```text
+//!   replica     has microbatches and stages; its stages cover layers 0..L in order, without overlap or gap
+//!   boundary    one between any two neighbouring stages; a subspace narrower than the hidden width
+//!   placement   a host that exists, a GPU that it has, a NIC class that it has; no GPU twice
+//!   ranks       0..n, each once
+//!   batch       microbatches of all replicas x micro_batch = global_batch
+//!   exchange    at least two replicas, each once; together they join all replicas
+//! ```
+//! Not here: whether the plan fits into memory or is any good (`simulate`).
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Codec, Exchange, ExchangeKind, Placement, Plan, Replica};
+use crate::input::{Fault, did_you_mean, listed, way};
+use crate::inventory::{Fabric, NicClass};
+
+/// Values in a chunk, of which a sparse exchange keeps some.
+const CHUNK: u32 = 4096;
+
+/// All of the rules; inventory and model must hold by themselves already.
+pub(super) fn check(plan: &Plan) -> Result<(), Fault> {
+    check_head(plan)?;
+    for (r, replica) in plan.replicas.iter().enumerate() {
+        let inside = |fault: Fault| fault.within(way!["replicas", r]);
+        check_replica(r, replica).map_err(inside)?;
+        check_layers(r, replica, plan.model.layers).map_err(inside)?;
+        check_boundaries(r, replica, plan.model.hidden).map_err(inside)?;
+    }
+    check_placements(plan)?;
+    check_batch(plan)?;
+    for (e, exchange) in plan.exchange.iter().enumerate() {
+        check_exchange(e, exchange, plan.replicas.len()).map_err(|f| f.within(way!["exchange", e]))?;
+    }
+    check_joined(plan)
+}
+
+fn check_head(plan: &Plan) -> Result<(), Fault> {
+    if plan.replicas.is_empty() {
+        return Err(Fault::at(way!["replicas"], "the plan has no replica"));
+    }
+    if plan.schedule.virtual_stages == 0 {
+        let fault =
+            Fault::at(way!["schedule", "virtual_stages"], "`virtual_stages` is 0, expected at least 1");
+        return Err(fault.hint("1 is a plain pipeline, more are interleaved"));
+    }
+    match (plan.micro_batch, plan.model.micro_batch) {
+        (0, _) => Err(Fault::at(way!["micro_batch"], "`micro_batch` is 0, expected at least 1")),
+        (ours, Some(asked)) if ours != asked => {
+            let what = format!("the plan's micro_batch is {ours}, but its model asks for {asked}");
+            Err(Fault::at(way!["micro_batch"], what))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_replica(r: usize, replica: &Replica) -> Result<(), Fault> {
+    if replica.microbatches == 0 {
+        return Err(Fault::at(way!["microbatches"], format!("replica {r} has no microbatches")));
+    }
+    if replica.stages.is_empty() {
+        return Err(Fault::at(way!["stages"], format!("replica {r} has no stages")));
+    }
+    match replica.stages.iter().position(|stage| stage.ranks.is_empty()) {
+        Some(s) => {
+            Err(Fault::at(way!["stages", s, "ranks"], format!("stage {s} of replica {r} has no ranks")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_layers(r: usize, replica: &Replica, layers: u32) -> Result<(), Fault> {
+    let mut covered = 0;
+    for (s, stage) in replica.stages.iter().enumerate() {
+        let [begin, end] = stage.layers;
+        let here = format!("stage {s} of replica {r} has layers {begin}..{end}");
+        let wrong = |why: String| Err(Fault::at(way!["stages", s, "layers"], format!("{here}, {why}")));
+        match begin {
+            _ if begin >= end => return wrong("which are none".into()),
+            _ if end > layers => return wrong(format!("but the model has layers 0..{layers}")),
+            _ if begin < covered => {
+                return wrong(format!("but layer {begin} is already in stage {}", s.saturating_sub(1)));
+            }
+            _ if begin > covered => return wrong(format!("but layers {covered}..{begin} are in no stage")),
+            _ => covered = end,
+        }
+    }
+    if covered < layers {
+        let what = format!("layers {covered}..{layers} of the model are in no stage of replica {r}");
+        return Err(Fault::at(way!["stages", replica.stages.len() - 1, "layers"], what));
+    }
+    Ok(())
+}
+
+fn check_boundaries(r: usize, replica: &Replica, hidden: u32) -> Result<(), Fault> {
+    let (found, stages) = (replica.boundaries.len(), replica.stages.len());
+    if found + 1 != stages {
+        let what =
+            format!("replica {r} has {found} boundaries, expected {} between {stages} stages", stages - 1);
+        return Err(Fault::at(way!["boundaries"], what));
+    }
+    for (b, boundary) in replica.boundaries.iter().enumerate() {
+        match boundary.codec {
+            Codec::Subspace { rank } if rank == 0 || rank >= hidden => {
+                let what = format!(
+                    "the subspace behind stage {b} of replica {r} has rank {rank}, expected 1 to {} (hidden width {hidden})",
+                    hidden - 1
+                );
+                return Err(Fault::at(way!["boundaries", b, "codec", "rank"], what));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn check_placements(plan: &Plan) -> Result<(), Fault> {
+    let world_size = plan.world_size();
+    let fabrics: BTreeMap<&str, &Fabric> = plan
+        .cluster
+        .clusters
+        .iter()
+        .flat_map(|f| f.hosts.iter().map(move |h| (h.name.as_str(), f)))
+        .collect();
+    let (mut ranks, mut gpus) = (HashMap::new(), HashMap::new());
+    for (r, replica) in plan.replicas.iter().enumerate() {
+        for (s, stage) in replica.stages.iter().enumerate() {
+            for (p, placement) in stage.ranks.iter().enumerate() {
+                let inside = |fault: Fault| fault.within(way!["replicas", r, "stages", s, "ranks", p]);
+                let seat = format!("rank {} (replica {r}, stage {s})", placement.rank);
+                check_placement(&seat, placement, &fabrics).map_err(inside)?;
+                check_rank(&seat, placement, world_size).map_err(inside)?;
+                if let Some(other) = ranks.insert(placement.rank, seat.clone()) {
+                    let what = format!("{seat} stands twice: it is {other} as well");
+                    return Err(inside(Fault::at(way!["rank"], what).label("the second")));
+                }
+                if let Some(other) = gpus.insert((&placement.host, placement.gpu), seat.clone()) {
+                    let what = format!(
+                        "{seat} is on GPU {} of `{}`, which {other} has",
+                        placement.gpu, placement.host
+                    );
+                    return Err(inside(Fault::at(way!["gpu"], what)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_rank(seat: &str, placement: &Placement, world_size: u32) -> Result<(), Fault> {
+    if placement.rank < world_size {
+        return Ok(());
+    }
+    let what = format!("{seat} is beyond the {world_size} ranks of the plan, which are 0..{world_size}");
+    Err(Fault::at(way!["rank"], what))
+}
+
+fn check_placement(
+    seat: &str,
+    placement: &Placement,
+    fabrics: &BTreeMap<&str, &Fabric>,
+) -> Result<(), Fault> {
+    let Placement { host, gpu, nic, .. } = placement;
+    let Some(fabric) = fabrics.get(host.as_str()) else {
+        let known: Vec<&str> = fabrics.keys().copied().collect();
+        let what = format!("{seat} is on host `{host}`, which the inventory does not have");
+        return Err(Fault::at(way!["host"], what).hint(did_you_mean(host, &known)));
+    };
+    if *gpu >= fabric.gpus {
+        let what = format!("{seat} is on GPU {gpu} of `{host}`, which has GPUs 0..{}", fabric.gpus);
+        return Err(Fault::at(way!["gpu"], what));
+    }
+    if !fabric.has_nic(*nic) {
+        let classes = [NicClass::Infiniband, NicClass::Roce, NicClass::Ethernet];
+        let has: Vec<&str> = classes.into_iter().filter(|c| fabric.has_nic(*c)).map(NicClass::name).collect();
+        let what = format!("{seat} uses `{}`, which host `{host}` does not have", nic.name());
+        return Err(Fault::at(way!["nic"], what).hint(format!("it has {}", listed(&has))));
+    }
+    Ok(())
+}
+
+fn check_batch(plan: &Plan) -> Result<(), Fault> {
+    let microbatches: u128 = plan.replicas.iter().map(|replica| u128::from(replica.microbatches)).sum();
+    let (sequences, wanted) =
+        (microbatches * u128::from(plan.micro_batch), u128::from(plan.model.global_batch));
+    if sequences == wanted {
+        return Ok(());
+    }
+    let what = format!(
+        "the replicas have {microbatches} microbatches of {} sequences, {sequences} in all; the model's global_batch is {wanted}",
+        plan.micro_batch
+    );
+    Err(Fault::at(way!["replicas", 0, "microbatches"], what))
+}
+
+fn check_exchange(e: usize, exchange: &Exchange, replicas: usize) -> Result<(), Fault> {
+    if exchange.replicas.len() < 2 {
+        return Err(Fault::at(
+            way!["replicas"],
+            format!("exchange {e} is not between at least two replicas"),
+        ));
+    }
+    for (i, r) in exchange.replicas.iter().enumerate() {
+        if *r as usize >= replicas {
+            let what = format!("exchange {e} names replica {r}, but the plan has replicas 0..{replicas}");
+            return Err(Fault::at(way!["replicas", i], what));
+        }
+        if exchange.replicas[..i].contains(r) {
+            return Err(Fault::at(way!["replicas", i], format!("exchange {e} names replica {r} twice")));
+        }
+    }
+    match (exchange.kind, exchange.every) {
+        (_, 0) => {
+            Err(Fault::at(way!["every"], format!("exchange {e} is every 0 steps, expected at least 1")))
+        }
+        (ExchangeKind::Dense, every) if every > 1 => {
+            let what = format!("exchange {e} is dense but only every {every} steps");
+            let hint =
+                "dense exchanges reduce gradients, every step; pseudo-gradients are `streaming` or `sparse`";
+            Err(Fault::at(way!["every"], what).hint(hint))
+        }
+        (ExchangeKind::Sparse { top_k }, _) if !(1..=CHUNK).contains(&top_k) => Err(Fault::at(
+            way!["top_k"],
+            format!("exchange {e} keeps {top_k} values of {CHUNK}, expected 1 to {CHUNK}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Replicas that no chain of exchanges joins would drift apart for ever.
+fn check_joined(plan: &Plan) -> Result<(), Fault> {
+    let mut joined = vec![false; plan.replicas.len()];
+    joined[0] = true;
+    // Each round reaches at least one more replica or is the last.
+    for _ in 1..joined.len() {
+        for exchange in &plan.exchange {
+            if exchange.replicas.iter().any(|r| joined[*r as usize]) {
+                exchange.replicas.iter().for_each(|r| joined[*r as usize] = true);
+            }
+        }
+    }
+    match joined.iter().position(|joined| !joined) {
+        None => Ok(()),
+        Some(r) => {
+            Err(Fault::at(way!["exchange"], format!("no exchange keeps replica {r} equal to replica 0")))
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The prices of one problem: groups of like GPUs, what a stage costs in each, what joins them, what all share.
+//!
+//! A group is a cluster (its GPUs are alike). A *pool* is a capacity that crossings of all replicas draw from: a
+//! cluster's NICs, its Ethernet, a link. Hosts of a cluster are alike, so a pool is the sum over hosts, and a step
+//! cannot be shorter than a pool's bytes over its rate.
+//!
+//! Not here: which pipelines there are (`column`), what a plan costs (`evaluate`).
+
+use crate::cost::boundary::{coded_bytes, occupancy_s};
+use crate::cost::compute::{self, PASSES, achieved_flops_per_s};
+use crate::cost::exchange::{self, Path};
+use crate::cost::pipeline::Crossing;
+use crate::cost::{memory, tensor};
+use crate::inventory::{Cluster, Fabric, Link};
+use crate::model::{BoundaryChoice, ExchangeChoice, Model};
+use crate::plan::{Codec, ExchangeKind};
+
+use super::{EngineLimits, SearchError, SearchOptions, unsupported};
+
+/// One problem's prices: a microbatch size and a kind of recomputation are settled.
+#[derive(Debug)]
+pub(crate) struct Space<'a> {
+    pub cluster: &'a Cluster,
+    /// With `micro_batch` and `recompute` settled.
+    pub model: &'a Model,
+    pub limits: &'a EngineLimits,
+    pub options: &'a SearchOptions,
+    /// Sequences per microbatch.
+    pub micro_batch: u32,
+    /// Microbatches per step over all replicas.
+    pub microbatches: u32,
+    /// By cluster.
+    pub groups: Vec<Group>,
+    pub pools: Vec<Pool>,
+    links: Vec<Vec<Option<Way>>>,
+}
+
+/// The GPUs of a cluster.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub gpus: u32,
+    pub per_host: u32,
+    pub memory_bytes: f64,
+    /// Tensor-parallel degrees that fit a host, ascending.
+    pub teams: Vec<Team>,
+    /// Between GPUs of a host.
+    pub bus: Way,
+    /// Between hosts.
+    pub nic: Way,
+    /// What an exchange inside the group gets per rank.
+    pub exchange: Path,
+}
+
+/// A tensor-parallel degree in a group.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Team {
+    pub size: u32,
+    /// All passes of a layer, with the group's all-reduces.
+    pub layer_s: f64,
+    /// All passes of the head.
+    pub head_s: f64,
+}
+
+/// A way between neighbouring stages.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub rate_bytes_per_s: f64,
+    pub latency_s: f64,
+    /// Crosses from one cluster to another.
+    pub is_link: bool,
+    pub pools: Vec<usize>,
+}
+
+/// A capacity that all replicas share.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    pub name: String,
+    pub rate_bytes_per_s: f64,
+}
+
+impl<'a> Space<'a> {
+    pub fn new(
+        cluster: &'a Cluster,
+        model: &'a Model,
+        limits: &'a EngineLimits,
+        options: &'a SearchOptions,
+    ) -> Result<Self, SearchError> {
+        if model.exchange != ExchangeChoice::Auto && !limits.exchanges.contains(&model.exchange) {
+            return Err(unsupported("exchange", &model.exchange, limits.exchanges));
+        }
+        if model.boundary != BoundaryChoice::Auto && !limits.codecs.contains(&model.boundary) {
+            return Err(unsupported("boundary", &model.boundary, limits.codecs));
+        }
+        let micro_batch = model.micro_batch.expect("settled before");
+        let mut space = Self {
+            cluster,
+            model,
+            limits,
+            options,
+            micro_batch,
+            microbatches: model.global_batch / micro_batch,
+            groups: Vec::new(),
+            pools: Vec::new(),
+            links: vec![vec![None; cluster.clusters.len()]; cluster.clusters.len()],
+        };
+        for fabric in &cluster.clusters {
+            let group = space.group(fabric);
+            space.groups.push(group);
+        }
+        space.join_clusters();
+        Ok(space)
+    }
+
+    /// The way from the last stage of a run in one group to the first of a run in another.
+    pub fn link(&self, from: usize, to: usize) -> Option<&Way> {
+        self.links[from][to].as_ref()
+    }
+
+    /// One microbatch's crossing of a way, and its bytes.
+    pub fn crossing(&self, way: &Way, codec: Codec) -> (Crossing, u64) {
+        let rows = u64::from(self.micro_batch) * u64::from(self.model.sequence);
+        let bytes = coded_bytes(codec, self.model.precision, rows, self.model.hidden);
+        let occupancy_s = occupancy_s(bytes, way.rate_bytes_per_s);
+        (Crossing { occupancy_s, latency_s: way.latency_s }, bytes)
+    }
+
+    /// The codec of a boundary over `way` in a pipeline whose stages take `mean_stage_s` on average. Left to us, only
+    /// a crossing longer than the compute it must hide behind is compressed, and links carry bf16.
+    pub fn codec(&self, way: &Way, mean_stage_s: f64) -> Codec {
+        let able = |choice| self.limits.codecs.contains(&choice);
+        match self.model.boundary {
+            BoundaryChoice::None => Codec::None,
+            BoundaryChoice::Bf16 => Codec::Bf16,
+            BoundaryChoice::Int8 => Codec::Int8,
+            BoundaryChoice::Subspace => self.subspace(),
+            BoundaryChoice::Auto => {
+                let narrow = self.crossing(way, Codec::None).0.occupancy_s > mean_stage_s;
+                match narrow {
+                    true if able(BoundaryChoice::Subspace) => self.subspace(),
+                    true if able(BoundaryChoice::Int8) => Codec::Int8,
+                    _ if (narrow || way.is_link) && able(BoundaryChoice::Bf16) => Codec::Bf16,
+                    _ => Codec::None,
+                }
+            }
+        }
+    }
+
+    fn subspace(&self) -> Codec {
+        let rank = self.options.subspace_rank.unwrap_or(self.model.hidden / 8);
+        Codec::Subspace { rank: rank.clamp(1, self.model.hidden.saturating_sub(1).max(1)) }
+    }
+
+    /// What two or more replicas exchange, and how often. `aligned`: all owners of any layer share a cluster. Left to
+    /// us, gradients stay inside a cluster and only sparse pseudo-gradients leave it.
+    pub fn exchange_kind(&self, aligned: bool) -> (ExchangeKind, u32) {
+        let able = |choice: &ExchangeChoice| self.limits.exchanges.contains(choice);
+        let choice = match self.model.exchange {
+            ExchangeChoice::Auto => {
+                use ExchangeChoice::{Dense, Sparse, Streaming};
+                let order = if aligned { [Dense, Sparse, Streaming] } else { [Sparse, Streaming, Dense] };
+                order.into_iter().find(able).unwrap_or(Dense)
+            }
+            forced => forced,
+        };
+        match choice {
+            ExchangeChoice::Dense | ExchangeChoice::Auto => (ExchangeKind::Dense, 1),
+            ExchangeChoice::Streaming => (ExchangeKind::Streaming, self.options.sync_every),
+            ExchangeChoice::Sparse => {
+                (ExchangeKind::Sparse { top_k: self.options.top_k }, self.options.sync_every)
+            }
+        }
+    }
+
+    /// The slowest hop of an exchange among ranks anywhere in `groups`; `None` if two of them do not reach each other.
+    pub fn exchange_path(&self, groups: &[usize]) -> Option<Path> {
+        let mut slowest = Path { rate_bytes_per_s: f64::INFINITY, latency_s: 0.0 };
+        let mut meet = |hop: Path| {
+            slowest.rate_bytes_per_s = slowest.rate_bytes_per_s.min(hop.rate_bytes_per_s);
+            slowest.latency_s = slowest.latency_s.max(hop.latency_s);
+        };
+        for (i, &a) in groups.iter().enumerate() {
+            meet(self.groups[a].exchange);
+            for &b in &groups[i + 1..] {
+                meet(self.exchange_between(a, b)?);
+            }
+        }
+        Some(slowest)
+    }
+
+    /// Seconds per step that a rank with `parameters` spends in an exchange.
+    pub fn exchange_s(
+        &self,
+        (kind, every): (ExchangeKind, u32),
+        replicas: u32,
+        parameters: f64,
+        path: Path,
+    ) -> f64 {
+        exchange::per_step_s(kind, every, replicas, parameters, path)
+    }
+
+    /// Bytes of a rank of stage `position` of `stages` with `layers`, its tensor-parallel group of `team`.
+    pub fn rank_bytes(
+        &self,
+        layers: std::ops::Range<u32>,
+        team: u32,
+        in_flight: u32,
+        exchange: Option<ExchangeKind>,
+    ) -> f64 {
+        memory::rank_bytes(self.model, layers, self.micro_batch, team, in_flight, exchange)
+    }
+
+    /// Seconds below which no plan's step can be: all FLOPs over the sum of all rates.
+    pub fn flops_bound_s(&self, groups: &[usize]) -> f64 {
+        let work = compute::model_flops(self.model, self.micro_batch) * f64::from(self.microbatches);
+        let rate = |&g: &usize| {
+            let gpu = &self.cluster.clusters[g].gpu;
+            f64::from(self.groups[g].gpus) * achieved_flops_per_s(gpu, self.model.precision)
+        };
+        work / groups.iter().map(rate).sum::<f64>()
+    }
+
+    fn exchange_between(&self, a: usize, b: usize) -> Option<Path> {
+        let link = self.inventory_link(a, b)?;
+        let share = |g: usize| {
+            let fabric = &self.cluster.clusters[g];
+            let side =
+                link.rate_bytes_per_s.min(fabric.ethernet.map_or(f64::INFINITY, |e| e.rate_bytes_per_s));
+            side / f64::from(fabric.gpus)
+        };
+        let most = f64::from(self.groups[a].gpus.max(self.groups[b].gpus));
+        let shared = link.shared_bytes_per_s.unwrap_or(f64::INFINITY) / most;
+        let rate_bytes_per_s = share(a).min(share(b)).min(shared) * (1.0 - link.loss);
+        Some(Path { rate_bytes_per_s, latency_s: link.latency_s })
+    }
+
+    fn inventory_link(&self, a: usize, b: usize) -> Option<&'a Link> {
+        let (a, b) = (&self.cluster.clusters[a].name, &self.cluster.clusters[b].name);
+        let joins =
+            |l: &&Link| (&l.between[0], &l.between[1]) == (a, b) || (&l.between[1], &l.between[0]) == (a, b);
+        self.cluster.links.iter().find(joins)
+    }
+
+    fn group(&mut self, fabric: &Fabric) -> Group {
+        let hosts = fabric.hosts.len() as u32;
+        let nic_host = fabric.nic.rate_bytes_per_s * f64::from(fabric.nic.count);
+        self.pools.push(Pool {
+            name: format!("the NICs of {}", fabric.name),
+            rate_bytes_per_s: nic_host * f64::from(hosts),
+        });
+        let bus = Way {
+            rate_bytes_per_s: fabric.intra.rate_bytes_per_s,
+            latency_s: fabric.intra.latency_s,
+            is_link: false,
+            pools: vec![],
+        };
+        let nic = Way {
+            rate_bytes_per_s: fabric.nic.rate_bytes_per_s,
+            latency_s: fabric.nic.latency_s,
+            is_link: false,
+            pools: vec![self.pools.len() - 1],
+        };
+        let inside = Path { rate_bytes_per_s: bus.rate_bytes_per_s, latency_s: bus.latency_s };
+        let nic_share = inside.rate_bytes_per_s.min(nic_host / f64::from(fabric.gpus));
+        let outside = Path { rate_bytes_per_s: nic_share, latency_s: nic.latency_s };
+        Group {
+            gpus: hosts * fabric.gpus,
+            per_host: fabric.gpus,
+            memory_bytes: fabric.gpu.memory_bytes as f64,
+            teams: self.teams(fabric, inside),
+            bus,
+            nic,
+            exchange: if hosts == 1 { inside } else { outside },
+        }
+    }
+
+    fn teams(&self, fabric: &Fabric, bus: Path) -> Vec<Team> {
+        let model = self.model;
+        let sizes = [1, 2, 4, 8].into_iter();
+        let able = sizes.filter(|&t| {
+            t <= self.limits.max_tensor_parallel && fabric.gpus % t == 0 && model.heads % t == 0
+        });
+        let rows = u64::from(self.micro_batch) * u64::from(model.sequence);
+        let activation = coded_bytes(Codec::None, model.precision, rows, model.hidden);
+        able.map(|size| {
+            let rate = achieved_flops_per_s(&fabric.gpu, model.precision) * f64::from(size);
+            let layer: f64 = PASSES.iter().map(|&p| compute::layer_flops(model, self.micro_batch, p)).sum();
+            let head = PASSES.len() as f64 * compute::head_flops(model, self.micro_batch);
+            let reductions_s = tensor::layer_s(size, activation, model.recompute, bus);
+            Team { size, layer_s: layer / rate + reductions_s, head_s: head / rate }
+        })
+        .collect()
+    }
+
+    fn join_clusters(&mut self) {
+        let ethernet: Vec<Option<usize>> = (0..self.groups.len()).map(|g| self.ethernet_pool(g)).collect();
+        for a in 0..self.groups.len() {
+            for b in a + 1..self.groups.len() {
+                let Some(link) = self.inventory_link(a, b) else { continue };
+                let (fa, fb) = (&self.cluster.clusters[a], &self.cluster.clusters[b]);
+                let hosts = fa.hosts.len().min(fb.hosts.len()) as f64;
+                let all = hosts * link.rate_bytes_per_s;
+                self.pools.push(Pool {
+                    name: format!("the link {}~{}", fa.name, fb.name),
+                    rate_bytes_per_s: all.min(link.shared_bytes_per_s.unwrap_or(f64::INFINITY))
+                        * (1.0 - link.loss),
+                });
+                let mut pools = vec![self.pools.len() - 1];
+                pools.extend([ethernet[a], ethernet[b]].into_iter().flatten());
+                let caps = [fa.ethernet.map(|e| e.rate_bytes_per_s), fb.ethernet.map(|e| e.rate_bytes_per_s)];
+                let caps = caps.into_iter().chain([link.shared_bytes_per_s]).flatten();
+                let way = Way {
+                    rate_bytes_per_s: caps.fold(link.rate_bytes_per_s, f64::min) * (1.0 - link.loss),
+                    latency_s: link.latency_s,
+                    is_link: true,
+                    pools,
+                };
+                self.links[b][a] = Some(way.clone());
+                self.links[a][b] = Some(way);
+            }
+        }
+    }
+
+    fn ethernet_pool(&mut self, group: usize) -> Option<usize> {
+        let fabric = &self.cluster.clusters[group];
+        let hop = fabric.ethernet?;
+        self.pools.push(Pool {
+            name: format!("the Ethernet of {}", fabric.name),
+            rate_bytes_per_s: hop.rate_bytes_per_s * fabric.hosts.len() as f64,
+        });
+        Some(self.pools.len() - 1)
+    }
+}
