@@ -75,6 +75,8 @@ impl Trainer {
 fn floor_ms(threads: usize, repeats: usize) -> f64 {
     let (t, c) = (SEQUENCES * MODEL.sequence, MODEL.hidden);
     let maps = [(c, 3 * c, 4), (c, c, 4), (c, 4 * c, 4), (4 * c, c, 4), (c, MODEL.vocab, 1)];
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("as many threads as asked for");
     let mut all = vec![];
     for repeat in 0..repeats + 1 {
         let mut total = 0.0;
@@ -83,9 +85,9 @@ fn floor_ms(threads: usize, repeats: usize) -> f64 {
             let (mut dx, mut dw, mut dy) = (x.clone(), w.clone(), y.clone());
             let began = Instant::now();
             for _ in 0..times {
-                divided(threads, &mut dy, t, outputs, inputs, (&x, inputs, 1), (&w, outputs, 1));
-                divided(threads, &mut dx, t, inputs, outputs, (&y, outputs, 1), (&w, 1, outputs));
-                divided(threads, &mut dw, inputs, outputs, t, (&x, 1, inputs), (&y, outputs, 1));
+                divided(&pool, &mut dy, t, outputs, inputs, (&x, inputs, 1), (&w, outputs, 1));
+                divided(&pool, &mut dx, t, inputs, outputs, (&y, outputs, 1), (&w, 1, outputs));
+                divided(&pool, &mut dw, inputs, outputs, t, (&x, 1, inputs), (&y, outputs, 1));
             }
             total += began.elapsed().as_secs_f64() * 1e3;
         }
@@ -98,7 +100,7 @@ fn floor_ms(threads: usize, repeats: usize) -> f64 {
 
 /// dst[m, n] = lhs[m, k] · rhs[k, n], operands with row and column stride, the rows of dst divided among threads.
 fn divided(
-    threads: usize,
+    pool: &rayon::ThreadPool,
     dst: &mut [f32],
     m: usize,
     n: usize,
@@ -106,14 +108,11 @@ fn divided(
     lhs: (&[f32], usize, usize),
     rhs: (&[f32], usize, usize),
 ) {
-    let rows = m / threads;
-    std::thread::scope(|scope| {
+    let rows = m / pool.current_num_threads();
+    pool.scope(|scope| {
         for (i, dst) in dst.chunks_mut(rows * n).enumerate() {
             let lhs = (&lhs.0[i * rows * lhs.1..], lhs.1, lhs.2);
-            match (i + 1) * rows < m {
-                true => drop(scope.spawn(move || multiply(dst, n, k, lhs, rhs))),
-                false => multiply(dst, n, k, lhs, rhs),
-            }
+            scope.spawn(move |_| multiply(dst, n, k, lhs, rhs));
         }
     });
 }
