@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use narrows_planner::input::InputError;
+use narrows_planner::simulate::SimulateError;
 
 /// The user's input is at fault.
 pub const BAD_INPUT: u8 = 2;
@@ -21,7 +22,7 @@ pub fn note(text: impl std::fmt::Display) {
 /// Prints the error and gives its exit code: 2 where a file that the user wrote is at fault, else 1.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
     note(format_args!("error: {error:#}"));
-    let bad_input = error.chain().any(|e| e.is::<InputError>());
+    let bad_input = error.chain().any(|e| e.is::<InputError>() || e.is::<SimulateError>());
     ExitCode::from(if bad_input { BAD_INPUT } else { 1 })
 }
 

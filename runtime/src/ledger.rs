@@ -9,7 +9,7 @@
 //!
 //! Not here: writing entries down (`train`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use narrows_planner::plan::Plan;
 
@@ -58,7 +58,7 @@ pub struct Ledger {
     shards: BTreeMap<u64, BTreeMap<u32, Shard>>,
     last_step: Vec<u64>,
     last_ended_s: f64,
-    done: usize,
+    done: BTreeSet<u32>,
 }
 
 impl Ledger {
@@ -74,7 +74,7 @@ impl Ledger {
             shards: BTreeMap::new(),
             last_step: vec![resumed; plan.seats().len()],
             last_ended_s: 0.0,
-            done: 0,
+            done: BTreeSet::new(),
         }
     }
 
@@ -88,9 +88,9 @@ impl Ledger {
         self.last_step.get(rank as usize).map_or(0, |s| s + 1)
     }
 
-    /// Whether every rank has done all its steps.
-    pub fn is_done(&self) -> bool {
-        self.done == self.last_step.len()
+    /// Whether a rank has done all its steps, so that its line may close.
+    pub fn is_done(&self, rank: u32) -> bool {
+        self.done.contains(&rank)
     }
 
     /// Takes a rank's report.
@@ -104,7 +104,7 @@ impl Ledger {
                 vec![Entry::Stop { rank: Some(rank), reason: format!("rank {rank}, step {step}: {error}") }]
             }
             Report::Done => {
-                self.done += 1;
+                self.done.insert(rank);
                 Vec::new()
             }
         }
@@ -201,7 +201,7 @@ mod tests {
             shards: BTreeMap::new(),
             last_step: vec![0, 0],
             last_ended_s: 0.0,
-            done: 0,
+            done: BTreeSet::new(),
         }
     }
 

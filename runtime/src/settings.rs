@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use narrows_planner::input::{Document, Fault, InputError};
 use narrows_planner::model::Model;
-use narrows_planner::plan::{ExchangeKind, Plan};
+use narrows_planner::plan::Plan;
 use narrows_planner::search::SearchOptions;
 use serde::{Deserialize, Serialize};
 
@@ -323,10 +323,6 @@ impl Settings {
     }
 }
 
-/// Whether a plan exchanges gradients at every step.
-pub fn is_dense(plan: &Plan) -> bool {
-    plan.exchange.iter().any(|e| e.kind == ExchangeKind::Dense)
-}
 
 /// What the types cannot say.
 fn check(document: &Document, file: &RunFile) -> Result<(), InputError> {

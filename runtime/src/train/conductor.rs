@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use narrows_transport::clock::monotonic_ns;
 
+use super::prepare::sparse_period;
 use super::{Prepared, Progress, TrainError};
 use crate::checkpoint::{self, Manifest, Store};
 use crate::launch::Stop;
@@ -52,12 +53,12 @@ impl Conductor {
         let folder = RunFolder::at(&prepared.folder);
         let failed = |path: PathBuf| move |source| TrainError::Folder { path, source };
         let settings = &prepared.settings;
-        let sparse = prepared.plan.exchange.first().map_or(0, |e| u64::from(e.every));
+        let period = sparse_period(&prepared.plan).map_or(0, u64::from);
         Ok(Self {
             coordinator,
             stop,
             over,
-            ledger: Ledger::new(&prepared.plan, sparse, prepared.resumed),
+            ledger: Ledger::new(&prepared.plan, period, prepared.resumed),
             store: Store::of_run(&prepared.folder),
             keep: settings.checkpoint_keep,
             fingerprint: settings.fingerprint(&prepared.plan),
@@ -83,7 +84,7 @@ impl Conductor {
                         self.enter(entry, &mut watch);
                     }
                 }
-                Some(Event::Lost(rank)) if !self.ledger.is_done() => self.lost(rank),
+                Some(Event::Lost(rank)) if !self.ledger.is_done(rank) => self.lost(rank),
                 Some(Event::Lost(_)) => {}
                 None if self.over.load(Ordering::Acquire) => return self.ledger,
                 None if self.clock.is_none() && Instant::now() > deadline => self.give_up_waiting(),

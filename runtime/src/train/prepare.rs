@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use narrows_planner::inventory;
 use narrows_planner::model;
-use narrows_planner::plan::{self, Plan};
+use narrows_planner::plan::{self, ExchangeKind, Plan};
 use narrows_planner::search::{self, EngineLimits};
 use serde::Serialize;
 
@@ -128,7 +128,7 @@ fn write_folder(folder: &Path, settings: &Settings, plan: &Plan, bigram: f64) ->
         seed: settings.seed,
         tokens_per_step: plan.tokens_per_step(),
         emulated: emulated(settings.emulate),
-        exchange_every: plan.exchange.first().map(|e| e.every),
+        exchange_every: sparse_period(plan),
         dense_bytes_per_exchange: predict::dense_bytes(plan),
         reference_losses: vec![ReferenceLoss { label: "bigram model of the same text".into(), loss: bigram }],
     };
@@ -140,6 +140,11 @@ fn write_folder(folder: &Path, settings: &Settings, plan: &Plan, bigram: f64) ->
     }
     // Last: a folder with run.json is a whole one.
     write_json(&paths.run(), &info)
+}
+
+/// Optimiser steps between exchanges of pseudo-gradients, if there are any.
+pub(super) fn sparse_period(plan: &Plan) -> Option<u32> {
+    plan.exchange.iter().find(|e| matches!(e.kind, ExchangeKind::Sparse { .. })).map(|e| e.every)
 }
 
 /// What of the run is not real, in words for its reports.
