@@ -31,7 +31,10 @@ fn launch(args: &[&str], script: &str) -> Run {
 fn launch_under(wrapper: &[&str], args: &[&str], command: &[&str]) -> Run {
     let dir = TempDir::new().expect("a temporary folder");
     fs::write(dir.path().join("plan.json"), PLAN).expect("it is writable");
+    // Whatever runs the tests may ignore signals (`nohup`, a script's background job); a launcher would inherit that.
+    let usual_signals = ["env", "--default-signal=INT,HUP,TERM"];
     let words = [
+        &usual_signals,
         wrapper,
         &[env!("CARGO_BIN_EXE_narrows"), "launch", "plan.json", "--log-dir", "logs"],
         args,
@@ -275,7 +278,8 @@ fn a_plan_that_is_none_is_bad_input() {
 fn what_record_wrote_is_shown_and_what_an_earlier_job_wrote_is_not() {
     let script = r#"[ $RANK = 0 ] || exec sleep 600
         [ -e $TORCHELASTIC_ERROR_FILE ] && exit 9
-        [ -e $D/told ] || echo '{"message": {"message": "RuntimeError: boom"}}' > $TORCHELASTIC_ERROR_FILE
+        [ -e $D/told ] && exit 8
+        echo '{"message": {"message": "RuntimeError: boom"}}' > $TORCHELASTIC_ERROR_FILE
         exit 1"#;
     let mut run = launch(&[], script);
     assert_eq!(run.code(), Some(1));
@@ -292,7 +296,7 @@ fn what_record_wrote_is_shown_and_what_an_earlier_job_wrote_is_not() {
         script,
     ];
     let second = Command::new("sh").args(words).env("D", run.dir.path()).output().expect("sh runs");
-    assert_eq!(second.status.code(), Some(1));
+    assert_eq!(second.status.code(), Some(8));
     assert!(!String::from_utf8_lossy(&second.stderr).contains("RuntimeError"));
 }
 
