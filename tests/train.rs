@@ -422,7 +422,7 @@ fn shards(checkpoint: &Path) -> Vec<String> {
 fn no_half_written(folder: &Path) -> bool {
     let Ok(entries) = fs::read_dir(folder) else { return true };
     entries.flatten().map(|e| e.path()).all(|path| {
-        let half = path.extension().is_some_and(|e| e == "tmp" || e == "partial");
+        let half = path.extension().is_some_and(|e| e == "tmp" || e == "new" || e == "partial");
         !half && (!path.is_dir() || no_half_written(&path))
     })
 }

@@ -2,6 +2,7 @@
 //! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate.
 
 pub mod cost;
+pub mod durable;
 pub mod explain;
 pub mod input;
 pub mod inventory;

@@ -12,9 +12,9 @@
 //! Not here: what is saved (`worker`), when (`train`).
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use narrows_planner::durable;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +125,7 @@ impl Store {
             (t.name, TensorView::new(Dtype::F32, t.shape.to_vec(), bytes).expect("shape matches values"))
         });
         let bytes = safetensors::serialize(views, None).expect("names are unique, shapes match");
-        write_durably(&path, &bytes)?;
+        durable::write(&path, &bytes).map_err(io(&path, "writing"))?;
         Ok(Shard { rank, file, bytes: bytes.len() as u64, blake3: blake3::hash(&bytes).to_hex().to_string() })
     }
 
@@ -133,7 +133,8 @@ impl Store {
     pub fn commit(&self, manifest: &Manifest, keep: usize) -> Result<PathBuf, CheckpointError> {
         let (partial, whole) = (self.partial(manifest.step), self.whole(manifest.step));
         let json = serde_json::to_vec_pretty(manifest).expect("a manifest is plain data");
-        write_durably(&partial.join("manifest.json"), &json)?;
+        let path = partial.join("manifest.json");
+        durable::write(&path, &json).map_err(io(&path, "writing"))?;
         if whole.exists() {
             fs::remove_dir_all(&whole).map_err(io(&whole, "removing the older checkpoint of the same step"))?;
         }
@@ -262,16 +263,6 @@ impl Loaded {
         bytemuck::cast_slice_mut(into).copy_from_slice(tensor.data());
         Ok(())
     }
-}
-
-/// Writes a file so that it is on the disk, whole, when this returns; a crash leaves the old file or none.
-pub fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary).map_err(io(&temporary, "creating"))?;
-    file.write_all(bytes).map_err(io(&temporary, "writing"))?;
-    file.sync_all().map_err(io(&temporary, "syncing"))?;
-    fs::rename(&temporary, path).map_err(io(path, "renaming into place"))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {

@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use narrows_planner::durable;
 use narrows_planner::plan::Plan;
 use narrows_planner::schedule::Action;
 use narrows_planner::simulate::{Costs, Modelled, SimulateError};
@@ -49,7 +50,7 @@ pub fn shape_of(plan: &Plan) -> ShapeSpec {
 /// Writes the run's shape for its ranks to open.
 pub fn write_shape(run: &Path, plan: &Plan) -> std::io::Result<()> {
     let _ = std::fs::remove_file(run.join(CLOCK));
-    std::fs::write(run.join(SHAPE), serde_json::to_vec_pretty(&shape_of(plan))?)
+    durable::write(&run.join(SHAPE), &serde_json::to_vec_pretty(&shape_of(plan))?)
 }
 
 /// The run's shape, or none where nothing is emulated.

@@ -34,9 +34,6 @@ use crate::settings::Settings;
 use crate::run_clock::RunClock;
 use pipeline::Pipeline;
 
-/// Exit code of a worker that ends because a peer or the coordinator failed (EX_TEMPFAIL).
-pub const EXIT_VICTIM: u8 = 75;
-
 /// What a worker is told by its environment.
 #[derive(Debug, Clone)]
 pub struct Assignment {

@@ -1,3 +1,5 @@
+//! Frames: round trips, every kind of damage refused, hostile claims cost nothing.
+
 use proptest::prelude::*;
 use rayon::ThreadPoolBuilder;
 

@@ -1,3 +1,5 @@
+//! Schedules as pictures, every small pipeline through the checker, and each kind of damage named.
+
 use super::*;
 use crate::inventory::{Cluster, NicClass};
 use crate::model::{BoundaryChoice, ExchangeChoice, Model, ModelKind, Optimizer, Precision, Recompute};

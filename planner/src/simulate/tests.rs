@@ -1,3 +1,5 @@
+//! What simulations must give where the answer is known by hand, and what must hold of any.
+
 use proptest::prelude::*;
 
 use super::program::{Message, Op};

@@ -10,8 +10,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use narrows_planner::durable;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -82,17 +83,13 @@ pub fn read_lines<T: DeserializeOwned>(
     Ok(())
 }
 
-/// Writes `value` as the whole of `path`: under another name first, then renamed over it.
+/// Writes `value` as the whole of `path`, which holds the old text or the new whatever happens.
 pub fn write_whole<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let unfinished = PathBuf::from(format!("{}.unfinished", path.display()));
-    let mut file = File::create(&unfinished)?;
-    serde_json::to_writer_pretty(&mut file, value)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    File::open(folder)?.sync_all()
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    durable::write(path, &text)
 }
 
 /// Reads the whole of `path`.

@@ -14,12 +14,12 @@ use narrows_planner::search::{self, EngineLimits};
 use serde::Serialize;
 
 use super::{TrainError, refuse_what_cannot_run};
-use crate::checkpoint::{Manifest, Store, write_durably};
+use crate::checkpoint::{Manifest, Store};
 use crate::data::{Text, bigram_loss_nats};
 use crate::emulate::{self, Emulation};
 use crate::predict;
 use crate::report::files::{self, ReferenceLoss, RunFolder, RunInfo, StepRecord};
-use crate::report::lines::read_lines;
+use crate::report::lines::{read_lines, write_whole};
 use crate::settings::{Run, Settings};
 
 /// How to treat a folder that already holds a run.
@@ -132,14 +132,15 @@ fn write_folder(folder: &Path, settings: &Settings, plan: &Plan, bigram: f64) ->
         dense_bytes_per_exchange: predict::dense_bytes(plan),
         reference_losses: vec![ReferenceLoss { label: "bigram model of the same text".into(), loss: bigram }],
     };
+    // First: from here on the folder is a run's, and --fresh may delete it.
+    write_json(&paths.run(), &info)?;
     write_json(&paths.plan(), plan)?;
     write_json(&paths.predicted(), &predicted)?;
     write_json(&paths.root().join("settings.json"), settings)?;
     if settings.emulate == Emulation::On {
         emulate::write_shape(folder, plan).map_err(folder_error(folder))?;
     }
-    // Last: a folder with run.json is a whole one.
-    write_json(&paths.run(), &info)
+    Ok(())
 }
 
 /// Optimiser steps between exchanges of pseudo-gradients, if there are any.
@@ -180,8 +181,7 @@ fn delete_run(folder: &Path) -> Result<(), TrainError> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let bytes = serde_json::to_vec_pretty(value).expect("plain data");
-    Ok(write_durably(path, &bytes)?)
+    write_whole(path, value).map_err(folder_error(path))
 }
 
 fn folder_error(path: &Path) -> impl FnOnce(std::io::Error) -> TrainError + '_ {
