@@ -86,17 +86,18 @@ fn train_variant(run: &Run, plan: &Plan, out: &Path, name: &str) -> anyhow::Resu
     let prepared = train::prepare(&run, Start::Fresh)?;
     note(format_args!("{name}: {} ranks, {} steps", plan.world_size(), run.settings.steps));
     let ended = train::run(&prepared, |progress| {
-        if let Progress::Step(record) = progress {
-            if let Some(loss) = record.validation_loss {
-                note(format_args!("  step {:>5}  validation loss {loss:.3}", record.step));
-            }
+        if let Progress::Step(record) = progress
+            && let Some(loss) = record.validation_loss
+        {
+            note(format_args!("  step {:>5}  validation loss {loss:.3}", record.step));
         }
     })?;
     if ended.outcome != Outcome::Success {
         bail!("{name}: {:?}", ended.outcome);
     }
     let report = Report::read(&prepared.folder)?;
-    let loss = report.steps.iter().rev().find_map(|s| s.validation_loss).context("the last step validates")?;
+    let loss =
+        report.steps.iter().rev().find_map(|s| s.validation_loss).context("the last step validates")?;
     let wall_s = report.steps.iter().map(|s| s.iteration_s).sum();
     Ok((loss, wall_s, report.info.reference_losses.first().map(|r| r.loss)))
 }

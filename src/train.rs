@@ -87,7 +87,8 @@ fn show(bar: &ProgressBar, progress: Progress) {
         Progress::Step(record) => {
             let moved: u64 = record.links.iter().map(|l| l.wire_bytes).sum();
             let rate = record.tokens as f64 / record.iteration_s.max(1e-9);
-            let mut text = format!("loss {:.3}  {rate:.0} tokens/s  {} on links", record.loss, human_bytes(moved));
+            let mut text =
+                format!("loss {:.3}  {rate:.0} tokens/s  {} on links", record.loss, human_bytes(moved));
             let busiest = record.links.iter().max_by_key(|l| l.wire_bytes);
             if let Some(link) = busiest {
                 text += &format!(", {} on {}->{}", human_bytes(link.wire_bytes), link.from, link.to);
@@ -96,7 +97,8 @@ fn show(bar: &ProgressBar, progress: Progress) {
                 bar.println(format!("step {:>5}  validation loss {loss:.3} nats per token", record.step));
             }
             if bar.is_hidden() && (record.step % 20 == 0 || record.validation_loss.is_some()) {
-                let validation = record.validation_loss.map_or(String::new(), |l| format!("  validation {l:.3}"));
+                let validation =
+                    record.validation_loss.map_or(String::new(), |l| format!("  validation {l:.3}"));
                 note(format_args!("step {:>5}  {text}{validation}", record.step));
             }
             bar.set_message(text);

@@ -6,20 +6,26 @@ use std::path::{Path, PathBuf};
 
 /// Files that may hold unsafe code, each with a safety comment and a test.
 const UNSAFE: &[&str] = &[
-    "compress/src/product.rs",           // gemm over slices
-    "runtime/src/data.rs",               // mapping a text
-    "runtime/src/engine/matrix.rs",      // gemm over views of slices
-    "runtime/src/engine/simd.rs",        // calling code compiled for the CPU at hand
-    "runtime/src/launch/leash.rs",       // what a child does between fork and exec
+    "compress/src/product.rs",             // gemm over slices
+    "runtime/src/data.rs",                 // mapping a text
+    "runtime/src/engine/matrix.rs",        // gemm over views of slices
+    "runtime/src/engine/simd.rs",          // calling code compiled for the CPU at hand
+    "runtime/src/launch/leash.rs",         // what a child does between fork and exec
     "transport/src/shape/shared_clock.rs", // atomics in memory that ranks share
 ];
 
 /// Crates and what they must not name.
 const FORBIDDEN: &[(&str, &[&str])] = &[
-    ("compress/src", &["narrows_planner", "narrows_transport", "narrows_runtime", "tokio", "std::net", "std::fs"]),
+    (
+        "compress/src",
+        &["narrows_planner", "narrows_transport", "narrows_runtime", "tokio", "std::net", "std::fs"],
+    ),
     ("planner/src", &["narrows_transport", "narrows_runtime", "tokio", "std::net", "std::process::Command"]),
     ("transport/src", &["narrows_planner", "narrows_compress", "narrows_runtime"]),
-    ("runtime/src/engine", &["narrows_planner", "narrows_transport", "narrows_compress", "std::fs", "std::net"]),
+    (
+        "runtime/src/engine",
+        &["narrows_planner", "narrows_transport", "narrows_compress", "std::fs", "std::net"],
+    ),
 ];
 
 #[test]
@@ -59,7 +65,11 @@ fn unsafe_code_stays_where_it_is_listed_and_says_why_it_is_sound() {
                 let relative = path.strip_prefix(root()).unwrap().display().to_string();
                 assert!(UNSAFE.contains(&relative.as_str()), "{relative}:{}: unsafe, not listed", number + 1);
                 let above = lines[number.saturating_sub(6)..=number].join("\n");
-                assert!(above.contains("SAFETY") || above.contains("# Safety"), "{relative}:{}: no reason", number + 1);
+                assert!(
+                    above.contains("SAFETY") || above.contains("# Safety"),
+                    "{relative}:{}: no reason",
+                    number + 1
+                );
             }
         }
     }

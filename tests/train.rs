@@ -19,7 +19,8 @@ fn pipelines_of_two_and_three_stages_give_the_gradients_of_one_process() {
         let (expected, got) = (whole.flat("adamw.m", 1), cut.flat("adamw.m", 1));
         assert_eq!(expected.len(), got.len());
         let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let error = norm(&mut expected.iter().zip(&got).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
+        let error =
+            norm(&mut expected.iter().zip(&got).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied());
         assert!(error < 1e-5, "{cuts:?}: relative error {error}");
         assert!(norm(&mut expected.iter().copied()) > 1e-6, "there are gradients");
     }
@@ -47,7 +48,8 @@ fn a_run_stopped_and_resumed_gives_the_bits_of_one_that_was_not() {
 
 #[test]
 fn replicas_hold_the_same_bits_after_every_exchange_and_the_books_say_so() {
-    for exchange in [json!({"kind": "sparse", "top_k": 64, "every": 2}), json!({"kind": "dense", "every": 1})] {
+    for exchange in [json!({"kind": "sparse", "top_k": 64, "every": 2}), json!({"kind": "dense", "every": 1})]
+    {
         let job = Job::new(&format!("equal-{}", exchange["kind"].as_str().unwrap()));
         let every = exchange["every"].as_u64().unwrap();
         let job = job.replicas(&[&[0, 3], &[0, 1, 3]], 2).exchange(exchange).steps(6).finished();
@@ -123,7 +125,10 @@ fn ctrl_c_in_training_ends_all_and_leaves_nothing_half_written() {
 #[test]
 fn ctrl_c_at_any_time_from_the_start_leaves_no_process_and_no_half_written_file() {
     for delay_ms in [1, 10, 40, 80, 160, 320] {
-        let job = Job::new(&format!("early-{delay_ms}")).replicas(&[&[0, 3], &[0, 1, 3]], 2).sparse(2).steps(100_000);
+        let job = Job::new(&format!("early-{delay_ms}"))
+            .replicas(&[&[0, 3], &[0, 1, 3]], 2)
+            .sparse(2)
+            .steps(100_000);
         let mut child = job.start(&["--fresh"]);
         let pid = child.id();
         std::thread::sleep(Duration::from_millis(delay_ms)); // the moment is what is tested
@@ -182,7 +187,8 @@ fn what_cannot_run_is_refused_with_one_error_before_anything_starts() {
         ("unknown key", |j| j.setting("[optimizer]\nlerning_rate = 1.0\n"), &["run.toml", "learning_rate"]),
     ];
     for (name, broken, expected) in cases {
-        let job = broken(Job::new(&format!("refused-{}", name.replace(' ', "-"))).replicas(&[&[0, 3]], 2).steps(2));
+        let job =
+            broken(Job::new(&format!("refused-{}", name.replace(' ', "-"))).replicas(&[&[0, 3]], 2).steps(2));
         let output = job.run(&["--fresh"]);
         let said = text(&output);
         assert_eq!(output.status.code(), Some(2), "{name}: {said}");
@@ -194,7 +200,10 @@ fn what_cannot_run_is_refused_with_one_error_before_anything_starts() {
 
 #[test]
 fn diverging_training_ends_with_the_step_and_a_hint() {
-    let job = Job::new("diverged").replicas(&[&[0, 1, 3]], 2).steps(200).setting("[optimizer]\nlearning_rate = 1e30\n");
+    let job = Job::new("diverged")
+        .replicas(&[&[0, 1, 3]], 2)
+        .steps(200)
+        .setting("[optimizer]\nlearning_rate = 1e30\n");
     let output = job.run(&["--fresh"]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -393,7 +402,10 @@ impl Job {
         let data = &bytes[8 + header..];
         let values = |name: &String| {
             let [from, to] = [0, 1].map(|i| table[name]["data_offsets"][i].as_u64().unwrap() as usize);
-            data[from..to].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+            data[from..to]
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect::<Vec<_>>()
         };
         names.into_iter().flat_map(values).collect()
     }
@@ -415,7 +427,8 @@ fn cluster(hosts: u32) -> Value {
 }
 
 fn shards(checkpoint: &Path) -> Vec<String> {
-    let manifest: Value = serde_json::from_slice(&fs::read(checkpoint.join("manifest.json")).unwrap()).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(checkpoint.join("manifest.json")).unwrap()).unwrap();
     manifest["shards"].as_array().unwrap().iter().map(|s| s["blake3"].as_str().unwrap().to_owned()).collect()
 }
 

@@ -115,7 +115,12 @@ impl Store {
     }
 
     /// Writes a rank's file into the step's partial folder; durable when this returns.
-    pub fn write_shard(&self, step: u64, rank: u32, tensors: &[Tensor<'_>]) -> Result<Shard, CheckpointError> {
+    pub fn write_shard(
+        &self,
+        step: u64,
+        rank: u32,
+        tensors: &[Tensor<'_>],
+    ) -> Result<Shard, CheckpointError> {
         let folder = self.partial(step);
         fs::create_dir_all(&folder).map_err(io(&folder, "creating the folder"))?;
         let file = format!("rank-{rank}.safetensors");
@@ -136,7 +141,8 @@ impl Store {
         let path = partial.join("manifest.json");
         durable::write(&path, &json).map_err(io(&path, "writing"))?;
         if whole.exists() {
-            fs::remove_dir_all(&whole).map_err(io(&whole, "removing the older checkpoint of the same step"))?;
+            fs::remove_dir_all(&whole)
+                .map_err(io(&whole, "removing the older checkpoint of the same step"))?;
         }
         fs::rename(&partial, &whole).map_err(io(&partial, "renaming the finished checkpoint"))?;
         sync_folder(&self.folder)?;
@@ -171,7 +177,12 @@ impl Store {
     }
 
     /// The step's manifest, checked against this run.
-    pub fn manifest(&self, step: u64, fingerprint: &str, world_size: u32) -> Result<Manifest, CheckpointError> {
+    pub fn manifest(
+        &self,
+        step: u64,
+        fingerprint: &str,
+        world_size: u32,
+    ) -> Result<Manifest, CheckpointError> {
         let path = self.whole(step).join("manifest.json");
         let bytes = fs::read(&path).map_err(io(&path, "reading"))?;
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| CheckpointError::Damaged {
@@ -195,12 +206,13 @@ impl Store {
     /// A rank's file, verified.
     pub fn read_shard(&self, manifest: &Manifest, rank: u32) -> Result<Loaded, CheckpointError> {
         let path = self.whole(manifest.step).join("manifest.json");
-        let shard = manifest.shards.iter().find(|s| s.rank == rank).ok_or_else(|| CheckpointError::Damaged {
-            path,
-            what: "a rank is missing",
-            expected: format!("rank {rank}"),
-            got: format!("{} other ranks", manifest.shards.len()),
-        })?;
+        let shard =
+            manifest.shards.iter().find(|s| s.rank == rank).ok_or_else(|| CheckpointError::Damaged {
+                path,
+                what: "a rank is missing",
+                expected: format!("rank {rank}"),
+                got: format!("{} other ranks", manifest.shards.len()),
+            })?;
         let bytes = self.verified_bytes(manifest.step, shard)?;
         Ok(Loaded { path: self.whole(manifest.step).join(&shard.file), bytes })
     }
@@ -208,7 +220,8 @@ impl Store {
     fn verified_bytes(&self, step: u64, shard: &Shard) -> Result<Vec<u8>, CheckpointError> {
         let path = self.whole(step).join(&shard.file);
         let bytes = fs::read(&path).map_err(io(&path, "reading"))?;
-        let damaged = |what, expected, got| CheckpointError::Damaged { path: path.clone(), what, expected, got };
+        let damaged =
+            |what, expected, got| CheckpointError::Damaged { path: path.clone(), what, expected, got };
         if bytes.len() as u64 != shard.bytes {
             let (expected, got) = (format!("{} bytes", shard.bytes), format!("{} bytes", bytes.len()));
             return Err(damaged("its length changed", expected, got));
@@ -250,15 +263,20 @@ impl Loaded {
             expected,
             got,
         };
-        let file = SafeTensors::deserialize(&self.bytes)
-            .map_err(|e| damaged("it is no safetensors file", "a safetensors header".into(), e.to_string()))?;
+        let file = SafeTensors::deserialize(&self.bytes).map_err(|e| {
+            damaged("it is no safetensors file", "a safetensors header".into(), e.to_string())
+        })?;
         let tensor = file
             .tensor(name)
             .map_err(|e| damaged("a tensor is missing", format!("tensor {name:?}"), e.to_string()))?;
         let wanted = std::mem::size_of_val(into);
         if tensor.dtype() != Dtype::F32 || tensor.data().len() != wanted {
             let got = format!("{:?} of {} bytes", tensor.dtype(), tensor.data().len());
-            return Err(damaged("a tensor has another size", format!("{name:?}: F32 of {wanted} bytes"), got));
+            return Err(damaged(
+                "a tensor has another size",
+                format!("{name:?}: F32 of {wanted} bytes"),
+                got,
+            ));
         }
         bytemuck::cast_slice_mut(into).copy_from_slice(tensor.data());
         Ok(())
@@ -285,7 +303,8 @@ mod tests {
 
     fn save(store: &Store, step: u64) -> Manifest {
         let values = [1.0f32, -2.5, step as f32];
-        let shard = store.write_shard(step, 0, &[Tensor { name: "w", shape: &[3], values: &values }]).unwrap();
+        let shard =
+            store.write_shard(step, 0, &[Tensor { name: "w", shape: &[3], values: &values }]).unwrap();
         let manifest = Manifest { version: VERSION, step, fingerprint: "f".into(), shards: vec![shard] };
         store.commit(&manifest, 2).unwrap();
         manifest

@@ -79,7 +79,9 @@ fn index(unit: &str, layers: u32) -> u32 {
     match unit {
         "embedding" => 0,
         "head" => layers + 1,
-        other => other.strip_prefix("layer.").and_then(|n| n.parse::<u32>().ok()).expect("the engine's names") + 1,
+        other => {
+            other.strip_prefix("layer.").and_then(|n| n.parse::<u32>().ok()).expect("the engine's names") + 1
+        }
     }
 }
 

@@ -124,14 +124,15 @@ impl Ledger {
     /// Every rank has reported `step`.
     fn close(&mut self, step: u64, reports: &BTreeMap<u32, StepDone>) -> Vec<Entry> {
         let ended_s = reports.values().map(|r| r.ended_s).fold(0.0, f64::max);
-        let weighted = |(rank, r): (&u32, &StepDone)| Some(r.loss? * self.share[self.replica_of[*rank as usize]]);
+        let weighted =
+            |(rank, r): (&u32, &StepDone)| Some(r.loss? * self.share[self.replica_of[*rank as usize]]);
         let record = StepRecord {
             step,
             loss: reports.iter().filter_map(weighted).sum(),
             validation_loss: reports.values().find_map(|r| r.validation_loss),
             iteration_s: ended_s - self.last_ended_s,
             tokens: self.tokens_per_step,
-            exchange: self.exchange_every > 0 && step % self.exchange_every == 0,
+            exchange: self.exchange_every > 0 && step.is_multiple_of(self.exchange_every),
             links: reports.values().flat_map(|r| r.links.iter().copied()).collect::<Vec<LinkBytes>>(),
             overrun_s: reports.values().map(|r| r.overrun_s).collect(),
             peak_memory_bytes: reports.values().map(|r| r.peak_memory_bytes).collect(),

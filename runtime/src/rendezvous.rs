@@ -126,7 +126,8 @@ impl Coordinator {
         let address = listener.local_addr()?;
         let (sender, events) = channel();
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let door = Door { world_size, key: key.to_owned(), sender, lines: lines.clone(), strangers: Arc::default() };
+        let door =
+            Door { world_size, key: key.to_owned(), sender, lines: lines.clone(), strangers: Arc::default() };
         thread::Builder::new().name("coordinator".into()).spawn(move || door.accept_all(listener))?;
         Ok(Self { address, events, lines })
     }
@@ -138,10 +139,7 @@ impl Coordinator {
 
     /// The next event, or `None` when `within` has passed.
     pub fn next(&self, within: Duration) -> Option<Event> {
-        match self.events.recv_timeout(within) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.events.recv_timeout(within).ok()
     }
 
     /// Sends an order to every rank that is connected; those that cannot take it are noticed as lost.
@@ -172,7 +170,8 @@ impl Door {
                 continue;
             }
             let door = self.clone();
-            let spawned = thread::Builder::new().name("coordinator-line".into()).spawn(move || door.serve(stream));
+            let spawned =
+                thread::Builder::new().name("coordinator-line".into()).spawn(move || door.serve(stream));
             if let Err(error) = spawned {
                 tracing::warn!(%error, "a connection was dropped");
             }
@@ -229,7 +228,8 @@ pub struct LineError {
 impl Line {
     /// Connects and says hello.
     pub fn connect(coordinator: SocketAddr, hello: &Report, deadline: Instant) -> Result<Self, LineError> {
-        let failed = |action| move |e: std::io::Error| LineError { coordinator, action, cause: e.to_string() };
+        let failed =
+            |action| move |e: std::io::Error| LineError { coordinator, action, cause: e.to_string() };
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut stream = TcpStream::connect_timeout(&coordinator, left).map_err(failed("connecting"))?;
         stream.set_nodelay(true).map_err(failed("connecting"))?;
@@ -345,7 +345,9 @@ mod tests {
         let coordinator = Coordinator::listen(2, "k").unwrap();
         let _first = join(&coordinator, "k", 0);
         assert!(matches!(coordinator.next(SOON), Some(Event::Report(0, _))));
-        for mut refused in [join(&coordinator, "wrong", 1), join(&coordinator, "k", 0), join(&coordinator, "k", 2)] {
+        for mut refused in
+            [join(&coordinator, "wrong", 1), join(&coordinator, "k", 0), join(&coordinator, "k", 2)]
+        {
             assert!(refused.wait_for_start(Instant::now() + SOON).is_err());
         }
         let mut garbage = TcpStream::connect(coordinator.address()).unwrap();
@@ -358,7 +360,8 @@ mod tests {
     #[test]
     fn a_worker_learns_that_its_coordinator_is_gone() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let line = Line::connect(listener.local_addr().unwrap(), &hello("k", 0), Instant::now() + SOON).unwrap();
+        let line =
+            Line::connect(listener.local_addr().unwrap(), &hello("k", 0), Instant::now() + SOON).unwrap();
         let (sender, ended) = channel();
         let _reporter = line.split(move |reason| sender.send(reason).unwrap()).unwrap();
         drop(listener.accept().unwrap());

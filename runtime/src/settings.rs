@@ -291,12 +291,12 @@ impl Settings {
 
     /// Whether step `step` ends with a validation.
     pub fn validates_at(&self, step: u64) -> bool {
-        step % self.validation_every == 0 || step == self.steps
+        step.is_multiple_of(self.validation_every) || step == self.steps
     }
 
     /// Whether step `step` ends with a checkpoint.
     pub fn saves_at(&self, step: u64) -> bool {
-        self.checkpoint_every > 0 && (step % self.checkpoint_every == 0 || step == self.steps)
+        self.checkpoint_every > 0 && (step.is_multiple_of(self.checkpoint_every) || step == self.steps)
     }
 
     /// Period of the plan's exchange; 1 with none.
@@ -322,7 +322,6 @@ impl Settings {
         blake3::hash(&bytes).to_hex()[..16].to_owned()
     }
 }
-
 
 /// What the types cannot say.
 fn check(document: &Document, file: &RunFile) -> Result<(), InputError> {

@@ -103,17 +103,15 @@ pub fn run(prepared: &Prepared, watch: impl FnMut(Progress) + Send) -> Result<En
     let coordinator = Coordinator::listen(world_size, &key.to_string())
         .map_err(|e| TrainError::Start(format!("the coordinator cannot listen on a loopback port: {e}")))?;
     let ranks = commands(prepared, &coordinator, &key)?;
-    let config = LaunchConfig {
-        log_dir: RunFolder::at(&prepared.folder).logs(),
-        grace: GRACE,
-        echo: Echo::Quiet,
-    };
+    let config =
+        LaunchConfig { log_dir: RunFolder::at(&prepared.folder).logs(), grace: GRACE, echo: Echo::Quiet };
     let (stop, control) = launch::control();
     let over = Arc::new(AtomicBool::new(false));
     let conductor = Conductor::new(prepared, coordinator, stop, over.clone())?;
     std::thread::scope(|scope| {
         let books = scope.spawn(move || conductor.conduct(watch));
-        let outcome = launch::run(ranks, &config, control, |_| {}).map_err(|e| TrainError::Start(e.to_string()));
+        let outcome =
+            launch::run(ranks, &config, control, |_| {}).map_err(|e| TrainError::Start(e.to_string()));
         over.store(true, Ordering::Release);
         let ledger = books.join().expect("the conductor does not panic");
         let outcome = outcome?;
@@ -170,7 +168,8 @@ fn text(path: &Path) -> String {
 pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
     use narrows_planner::model::{ModelKind, Precision};
     use narrows_planner::plan::ExchangeKind;
-    let refuse = |what: String| Err(TrainError::Impossible(format!("the plan cannot be trained here: {what}")));
+    let refuse =
+        |what: String| Err(TrainError::Impossible(format!("the plan cannot be trained here: {what}")));
     let model = &plan.model;
     if model.kind != ModelKind::Gpt {
         return refuse("the native engine trains kind = \"gpt\" only".into());
@@ -188,14 +187,20 @@ pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
         for (s, stage) in replica.stages.iter().enumerate() {
             if stage.ranks.len() != 1 {
                 let n = stage.ranks.len();
-                return refuse(format!("replica {r} stage {s} is tensor-parallel over {n} ranks; the engine runs 1"));
+                return refuse(format!(
+                    "replica {r} stage {s} is tensor-parallel over {n} ranks; the engine runs 1"
+                ));
             }
         }
     }
     match plan.exchange.as_slice() {
         [] => Ok(()),
         [one] if one.replicas.len() == plan.replicas.len() && one.kind != ExchangeKind::Streaming => Ok(()),
-        [one] if one.kind == ExchangeKind::Streaming => refuse("exchange \"streaming\" has no runtime yet".into()),
-        _ => refuse("the runtime exchanges among all replicas at once: give one [exchange] with all of them".into()),
+        [one] if one.kind == ExchangeKind::Streaming => {
+            refuse("exchange \"streaming\" has no runtime yet".into())
+        }
+        _ => refuse(
+            "the runtime exchanges among all replicas at once: give one [exchange] with all of them".into(),
+        ),
     }
 }

@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use narrows_planner::plan::Plan;
-use narrows_transport::link::LinkError;
 use narrows_transport::collective::CollectiveError;
+use narrows_transport::link::LinkError;
 use narrows_transport::mesh::{JobKey, Mesh, MeshConfig, MeshError};
 
 use crate::checkpoint::{CheckpointError, Store};
@@ -30,8 +30,8 @@ use crate::data::DataError;
 use crate::emulate;
 use crate::exchange::sparse::SparseError;
 use crate::rendezvous::{Line, LineError, Report, Reporter, StepDone};
-use crate::settings::Settings;
 use crate::run_clock::RunClock;
+use crate::settings::Settings;
 use pipeline::Pipeline;
 
 /// What a worker is told by its environment.
@@ -98,7 +98,10 @@ impl WorkerError {
     /// Whether another rank or the coordinator is the cause.
     pub fn is_victim(&self) -> bool {
         match self {
-            WorkerError::Line(_) | WorkerError::Mesh(_) | WorkerError::Link(_) | WorkerError::Collective(_) => true,
+            WorkerError::Line(_)
+            | WorkerError::Mesh(_)
+            | WorkerError::Link(_)
+            | WorkerError::Collective(_) => true,
             WorkerError::Exchange { source, .. } => matches!(source, SparseError::Link(_)),
             _ => false,
         }
@@ -208,7 +211,12 @@ impl Rank<'_> {
     }
 
     /// Validation and checkpoint where they are due, then the step's report.
-    fn finish(&mut self, pipeline: &mut Pipeline<'_>, store: &Store, mut done: StepDone) -> Result<(), WorkerError> {
+    fn finish(
+        &mut self,
+        pipeline: &mut Pipeline<'_>,
+        store: &Store,
+        mut done: StepDone,
+    ) -> Result<(), WorkerError> {
         let (step, settings) = (done.step, self.settings);
         if settings.validates_at(step) {
             done.validation_loss = pipeline.validate(step)?;
@@ -223,6 +231,7 @@ impl Rank<'_> {
 }
 
 fn read<T: for<'a> serde::Deserialize<'a>>(path: &Path) -> Result<T, WorkerError> {
-    let bytes = std::fs::read(path).map_err(|e| WorkerError::Assignment(format!("{}: {e}", path.display())))?;
+    let bytes =
+        std::fs::read(path).map_err(|e| WorkerError::Assignment(format!("{}: {e}", path.display())))?;
     serde_json::from_slice(&bytes).map_err(|e| WorkerError::Assignment(format!("{}: {e}", path.display())))
 }

@@ -45,7 +45,9 @@ pub enum SparseError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// Values that cannot be sent: training has diverged.
-    #[error("unit {unit}: its pseudo-gradient cannot be coded: {cause}\n  hint: the loss has diverged; lower the learning rate")]
+    #[error(
+        "unit {unit}: its pseudo-gradient cannot be coded: {cause}\n  hint: the loss has diverged; lower the learning rate"
+    )]
     Diverged {
         /// Which unit.
         unit: String,
@@ -67,7 +69,13 @@ pub enum SparseError {
 impl Sparse {
     /// Starts from `parameters`, equal on all replicas.
     pub fn new(ownership: &Ownership, parameters: &[f32], top_k: TopK, decay: f32, outer_rate: f32) -> Self {
-        let feedback = ownership.units.iter().map(|u| ErrorFeedback::new(u.range.len(), decay).expect("settings hold the decay within 0 and 1")).collect();
+        let feedback = ownership
+            .units
+            .iter()
+            .map(|u| {
+                ErrorFeedback::new(u.range.len(), decay).expect("settings hold the decay within 0 and 1")
+            })
+            .collect();
         let longest = ownership.units.iter().map(|u| u.range.len()).max().unwrap_or(0);
         Self {
             start: parameters.to_vec(),
@@ -117,7 +125,12 @@ impl Sparse {
     }
 
     /// Decodes every owner's frame in replica order and takes the outer step.
-    fn apply(&mut self, ownership: &Ownership, mine: &[Vec<u8>], parameters: &mut [f32]) -> Result<(), SparseError> {
+    fn apply(
+        &mut self,
+        ownership: &Ownership,
+        mine: &[Vec<u8>],
+        parameters: &mut [f32],
+    ) -> Result<(), SparseError> {
         let peers = ownership.peers();
         let mut theirs: Vec<(u32, Unpack<'_>)> =
             peers.keys().zip(&self.incoming).map(|(&peer, bytes)| (peer, Unpack(bytes))).collect();

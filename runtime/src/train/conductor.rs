@@ -78,7 +78,9 @@ impl Conductor {
         let deadline = Instant::now() + self.wait;
         loop {
             match self.coordinator.next(TICK) {
-                Some(Event::Report(rank, Report::Hello { address, .. })) => self.greet(rank, address, &mut watch),
+                Some(Event::Report(rank, Report::Hello { address, .. })) => {
+                    self.greet(rank, address, &mut watch)
+                }
                 Some(Event::Report(rank, report)) => {
                     for entry in self.ledger.note(rank, report) {
                         self.enter(entry, &mut watch);
@@ -143,8 +145,10 @@ impl Conductor {
     }
 
     fn give_up_waiting(&mut self) {
-        let missing: Vec<String> =
-            (0..self.world_size as u32).filter(|r| !self.waiting.contains_key(r)).map(|r| r.to_string()).collect();
+        let missing: Vec<String> = (0..self.world_size as u32)
+            .filter(|r| !self.waiting.contains_key(r))
+            .map(|r| r.to_string())
+            .collect();
         let waited = self.wait.as_secs_f64();
         self.fail(None, format!("after {waited:.0} s these ranks had not arrived: {}", missing.join(", ")));
     }

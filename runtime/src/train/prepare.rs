@@ -58,7 +58,8 @@ pub fn prepare(run: &Run, start: Start) -> Result<Prepared, TrainError> {
     }
     let settings = Settings {
         train: std::path::absolute(&run.settings.train).map_err(folder_error(&run.settings.train))?,
-        validation: std::path::absolute(&run.settings.validation).map_err(folder_error(&run.settings.validation))?,
+        validation: std::path::absolute(&run.settings.validation)
+            .map_err(folder_error(&run.settings.validation))?,
         ..run.settings.clone()
     };
     let plan = match start {

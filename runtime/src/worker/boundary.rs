@@ -26,7 +26,7 @@ impl Boundary {
             Codec::Subspace { rank } => {
                 let subspace = Subspace::from_seed(seed, width, rank as usize);
                 BoundaryCodec::Subspace(subspace.expect("a checked plan has a rank below the width"))
-            },
+            }
         };
         Self { codec, rows, width }
     }

@@ -23,8 +23,8 @@ use crate::pace::{Pace, Span};
 use crate::rendezvous::StepDone;
 use crate::report::files::{LinkBytes, RunFolder, TraceEvent};
 use crate::report::lines::Appender;
-use crate::settings::Settings;
 use crate::run_clock::RunClock;
+use crate::settings::Settings;
 
 /// What a message is, in its tag.
 #[derive(Debug, Clone, Copy)]
@@ -88,15 +88,17 @@ impl<'a> Pipeline<'a> {
         run: &Path,
     ) -> Result<Self, WorkerError> {
         let wrong = |e: &dyn std::fmt::Display| WorkerError::Assignment(format!("plan.json: {e}"));
-        let seat = *plan.seats().iter().find(|s| s.placement.rank == rank).ok_or_else(|| wrong(&"no such rank"))?;
+        let seat =
+            *plan.seats().iter().find(|s| s.placement.rank == rank).ok_or_else(|| wrong(&"no such rank"))?;
         let (replica, here) = (&plan.replicas[seat.replica], &plan.replicas[seat.replica].stages[seat.stage]);
         let sequence = plan.model.sequence as usize;
         let layers = here.layers[0] as usize..here.layers[1] as usize;
         let config = settings.engine_config(&plan.model);
-        let stage = GptStage::new(config, layers, plan.micro_batch as usize, settings.seed, settings.threads(plan))
-            .map_err(|e| wrong(&e))?;
+        let stage =
+            GptStage::new(config, layers, plan.micro_batch as usize, settings.seed, settings.threads(plan))
+                .map_err(|e| wrong(&e))?;
         let ownership =
-            Ownership::new(plan, rank, stage.units().into_iter().map(|u| (u.name.clone(), u.range.clone())));
+            Ownership::new(plan, rank, stage.units().iter().map(|u| (u.name.clone(), u.range.clone())));
         let boundary = |index: Option<usize>| {
             let codec = replica.boundaries.get(index?)?.codec;
             Some(Boundary::new(codec, stage.tokens(), plan.model.hidden as usize, settings.seed))
@@ -143,7 +145,7 @@ impl<'a> Pipeline<'a> {
         self.now = Step { step, inputs, targets, ..Step::default() };
         let sent_before = self.mesh.counters();
         self.stage.zero_gradients();
-        let exchanging = step % self.settings.exchange_every(self.plan) == 0;
+        let exchanging = step.is_multiple_of(self.settings.exchange_every(self.plan));
         let schedule = if exchanging { &self.exchanging } else { &self.plain };
         let actions = schedule.0[self.rank as usize].clone();
         for action in actions {
@@ -169,9 +171,9 @@ impl<'a> Pipeline<'a> {
             Action::Send { to, what, microbatch } => self.send(to, what, microbatch),
             Action::Forward { microbatch } => self.forward(microbatch),
             Action::BackwardInput { microbatch } => self.backward_input(microbatch),
-            Action::BackwardWeight { microbatch } => self.timed(action, |p| {
-                p.stage.backward_weight(microbatch as usize).map_err(|e| p.failed(&e))
-            }),
+            Action::BackwardWeight { microbatch } => {
+                self.timed(action, |p| p.stage.backward_weight(microbatch as usize).map_err(|e| p.failed(&e)))
+            }
             Action::Step => self.timed(action, |p| {
                 p.optimise();
                 Ok(())
@@ -204,7 +206,10 @@ impl<'a> Pipeline<'a> {
         boundary
             .expect("the schedule receives only over boundaries")
             .decode(&self.message, &mut self.incoming)
-            .map_err(|e| WorkerError::Step { step, what: format!("rank {from}: its {what} does not parse: {e}") })
+            .map_err(|e| WorkerError::Step {
+                step,
+                what: format!("rank {from}: its {what} does not parse: {e}"),
+            })
     }
 
     fn send(&mut self, to: u32, what: Payload, microbatch: u32) -> Result<Span, WorkerError> {
@@ -238,7 +243,9 @@ impl<'a> Pipeline<'a> {
                 }
                 Output::Loss(loss) if loss.is_finite() => p.now.loss_sum += loss,
                 Output::Loss(loss) => {
-                    return Err(failed(format!("the loss is {loss}\n  hint: lower [optimizer] learning_rate")));
+                    return Err(failed(format!(
+                        "the loss is {loss}\n  hint: lower [optimizer] learning_rate"
+                    )));
                 }
             }
             Ok(())
@@ -361,7 +368,10 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Runs what takes the time it takes here: waiting, mostly.
-    fn untimed(&mut self, wait: impl FnOnce(&mut Self) -> Result<(), WorkerError>) -> Result<Span, WorkerError> {
+    fn untimed(
+        &mut self,
+        wait: impl FnOnce(&mut Self) -> Result<(), WorkerError>,
+    ) -> Result<Span, WorkerError> {
         let start = Instant::now();
         wait(self)?;
         self.pace.idle_until_now();
@@ -440,6 +450,7 @@ fn sparse(plan: &Plan, settings: &Settings, ownership: &Ownership, stage: &GptSt
 /// Peak resident bytes of this process; 0 where the system does not tell.
 fn peak_memory_bytes() -> u64 {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
-    let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let kib =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
