@@ -235,11 +235,11 @@ pub fn search_within(
 /// The model with its open choices (microbatch size, recomputation) made, in every way the engine can.
 fn resolutions(model: &Model, limits: &EngineLimits) -> Result<Vec<Model>, SearchError> {
     let batches = match model.micro_batch {
-        Some(b) if b == 0 || model.global_batch % b != 0 => {
+        Some(b) if b == 0 || !model.global_batch.is_multiple_of(b) => {
             return Err(SearchError::Indivisible { micro_batch: b, global_batch: model.global_batch });
         }
         Some(b) => vec![b],
-        None => (0..5).map(|i| 1 << i).filter(|b| model.global_batch % b == 0).collect(),
+        None => (0..5).map(|i| 1 << i).filter(|b| model.global_batch.is_multiple_of(*b)).collect(),
     };
     let recomputes = match model.recompute {
         Recompute::Auto => limits.recomputes.to_vec(),

@@ -113,6 +113,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn the_beat_is_that_of_1f1b_executed(
             t in prop::collection::vec(0.1f64..2.0, 1..6),

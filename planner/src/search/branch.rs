@@ -253,7 +253,7 @@ impl<'a> Search<'a> {
         }
         match order {
             [] => found.push((floor_s, Scenario::Aligned(prefix.clone()))),
-            [last] if !prefix.last().is_some_and(|p| p.0 == *last) => {
+            [last] => {
                 prefix.push((*last, left));
                 self.cut(&[], 0, prefix, found);
                 prefix.pop();

@@ -113,24 +113,29 @@ pub(crate) struct Outlines {
 
 /// All pipelines of a reach, thinned to even loads where they are too many.
 pub(crate) fn outlines(space: &Space, reach: &Reach) -> Outlines {
+    let thinned = count(space, reach, Density::All, MOST_OUTLINES) > MOST_OUTLINES;
+    let mut density = Density::All;
+    let mut step = 1;
+    while thinned && count(space, reach, density, THINNED_OUTLINES) > THINNED_OUTLINES {
+        density = Density::Even { step };
+        step *= 2;
+    }
     let mut list = Vec::new();
-    if walk(space, reach, Density::All, &mut |runs| push_capped(space, runs, &mut list, MOST_OUTLINES)) {
-        return Outlines { list, thinned: false };
-    }
-    list.clear();
-    let mut density = 1;
-    while !walk(space, reach, Density::Even { step: density }, &mut |runs| {
-        push_capped(space, runs, &mut list, THINNED_OUTLINES)
-    }) {
-        list.clear();
-        density *= 2;
-    }
-    Outlines { list, thinned: true }
+    walk(space, reach, density, &mut |runs| {
+        list.push(Outline::new(space, runs.to_vec()));
+        true
+    });
+    Outlines { list, thinned }
 }
 
-fn push_capped(space: &Space, runs: &[Run], list: &mut Vec<Outline>, most: usize) -> bool {
-    list.push(Outline::new(space, runs.to_vec()));
-    list.len() <= most
+/// How many there are; counting stops above `most`.
+fn count(space: &Space, reach: &Reach, density: Density, most: usize) -> usize {
+    let mut count = 0;
+    walk(space, reach, density, &mut |_| {
+        count += 1;
+        count <= most
+    });
+    count
 }
 
 #[derive(Clone, Copy)]
@@ -310,7 +315,7 @@ impl Outline {
             rest = after;
             these.iter().all(|&cap| cap > 0) && these.iter().sum::<u32>() >= run.layers
         };
-        self.runs.iter().map(run).all(|fits| fits)
+        self.runs.iter().all(run)
     }
 
     /// Forgets the splits: the terms changed.
@@ -577,6 +582,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn no_split_of_an_outline_beats_the_greedy_one(
             slow in 0.2f64..5.0,
