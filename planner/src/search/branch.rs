@@ -449,6 +449,7 @@ impl<'a> Search<'a> {
             };
             let (exchange_s, fewest_exchange_s) = (exchange(replicas), exchange(part.replicas.0));
             let taken_s = self.taken_s(&members);
+            debug_assert!(taken_s <= step_s * (1.0 + 1e-6), "the program promised {step_s} s: {taken_s}");
             let objective_s = taken_s + exchange_s;
             self.record(Candidate { members, exchange: Some(book.exchange().kind), objective_s });
             return Ok(Some(Integers { taken_s, replicas, exchange_s, fewest_exchange_s }));

@@ -331,7 +331,7 @@ impl Outline {
         let any = self.split(terms, count).map(|s| (s, done(s)));
         let free = self.split(terms, 1)?;
         let so_far = any.map_or(0, |a| a.1);
-        if so_far + 1 >= count || any.is_some_and(|a| a.0.beat_s <= free.beat_s) {
+        if so_far >= count - 1 || any.is_some_and(|a| a.0.beat_s <= free.beat_s) {
             return any.filter(|a| a.1 > 0);
         }
         // The fewer, the faster: the most that are still done in time.
