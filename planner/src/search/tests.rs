@@ -234,13 +234,15 @@ fn small_problem() -> impl Strategy<Value = (Cluster, Model)> {
         })
 }
 
-/// Two fast GPUs too small for the model and two slow large ones behind a narrow link, which replicas share.
+/// Two clusters of two GPUs, one too small for the model and two useless together: pipelines cross, and two of them
+/// share the link.
 fn tight_problem() -> impl Strategy<Value = (Cluster, Model)> {
     let rates = (5.5f64..7.5, prop::option::of(5.5f64..7.0), prop::option::of(5.5f64..7.0));
-    (rates, 0.1f64..0.5, 3u32..=5, 2u32..=6, any::<bool>()).prop_map(
+    (rates, 0.3f64..3.0, 4u32..=5, 2u32..=6, any::<bool>()).prop_map(
         |((rate, shared, ethernet), tera, layers, batch, dense)| {
-            let [mut a, mut b] = [fabric("a", 1, 2), fabric("b", 1, 2)];
-            (a.gpu, b.gpu) = (gpu(1e12, 45_000_000), gpu(tera * 1e12, 200_000_000));
+            let [mut a, mut b] = [fabric("a", 2, 1), fabric("b", 2, 1)];
+            (a.gpu, b.gpu) = (gpu(1e12, 60_000_000), gpu(tera * 1e12, 60_000_000));
+            (a.nic.rate_bytes_per_s, b.nic.rate_bytes_per_s) = (1e4, 1e4);
             let hop = |log| Hop { rate_bytes_per_s: 10f64.powf(log), latency_s: 0.0 };
             a.ethernet = ethernet.map(hop);
             let mut link = link("a", "b", 10f64.powf(rate), 1e-4);
