@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   space     one group a cluster (like GPUs are counted, not named), prices of stages, crossings, exchanges
+//!   terms     the most layers a stage may hold: memory, exchange
 //!   column    a pipeline: which clusters in which order, stages and layers of each; the fastest split of its layers
 //!   master    how many of each column: a small integer program for a fixed step time T (HiGHS)
+//!   book      the columns of one scenario; those worth offering
 //!   branch    over T, the exchange (kind, number of replicas, seconds) and who must agree on layers; bounds
 //!   evaluate  the closed form of any plan: what the search minimises, and what judges its result
 //!   place     counts become hosts and ranks
@@ -23,6 +25,7 @@
 
 pub mod evaluate;
 
+mod book;
 mod branch;
 mod column;
 mod fit;
@@ -31,6 +34,7 @@ pub(crate) mod fixture;
 mod master;
 mod place;
 mod space;
+mod terms;
 #[cfg(test)]
 mod tests;
 
