@@ -480,11 +480,10 @@ mod tests {
 
     fn found() -> (Found, Explanation) {
         let mut slow = fabric("slow", 2, 1);
-        slow.gpu = gpu(0.5e12, 1_000_000_000);
-        let cluster = Cluster {
-            clusters: vec![fabric("fast", 1, 3), slow],
-            links: vec![link("fast", "slow", 1e7, 0.02)],
-        };
+        slow.gpu = gpu(0.5e12, 90_000_000);
+        let mut fast = fabric("fast", 1, 3);
+        fast.gpu.memory_bytes = 90_000_000;
+        let cluster = Cluster { clusters: vec![fast, slow], links: vec![link("fast", "slow", 1e7, 0.02)] };
         let options = SearchOptions::default();
         let found = search(&cluster, &gpt(8, 256), &EngineLimits::NATIVE, &options).unwrap();
         let explanation = explain_found(&found, &EngineLimits::NATIVE, &options).unwrap();
@@ -498,6 +497,7 @@ mod tests {
         let sum = p.compute_s + p.fill_s + p.boundary_s + p.shared_s + p.exchange_s;
         let objective_s = found.plan.solver.unwrap().objective_s;
         assert!((sum / objective_s - 1.0).abs() < 1e-12);
+        assert!(p.fill_s > 0.0 && p.boundary_s > 0.0, "a pipeline, or this shows little: {p:?}");
         assert!([p.compute_s, p.fill_s, p.boundary_s, p.shared_s, p.exchange_s].iter().all(|s| *s > -1e-15));
     }
 

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   space     one group a cluster (like GPUs are counted, not named), prices of stages, crossings, exchanges
+//!   terms     the most layers a stage may hold: memory, exchange
 //!   column    a pipeline: which clusters in which order, stages and layers of each; the fastest split of its layers
 //!   master    how many of each column: a small integer program for a fixed step time T (HiGHS)
+//!   book      the columns of one scenario; those worth offering
 //!   branch    over T, the exchange (kind, number of replicas, seconds) and who must agree on layers; bounds
 //!   evaluate  the closed form of any plan: what the search minimises, and what judges its result
 //!   place     counts become hosts and ranks
@@ -23,6 +25,7 @@
 
 pub mod evaluate;
 
+mod book;
 mod branch;
 mod column;
 mod fit;
@@ -31,6 +34,7 @@ pub(crate) mod fixture;
 mod master;
 mod place;
 mod space;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -235,11 +239,11 @@ pub fn search_within(
 /// The model with its open choices (microbatch size, recomputation) made, in every way the engine can.
 fn resolutions(model: &Model, limits: &EngineLimits) -> Result<Vec<Model>, SearchError> {
     let batches = match model.micro_batch {
-        Some(b) if b == 0 || model.global_batch % b != 0 => {
+        Some(b) if b == 0 || !model.global_batch.is_multiple_of(b) => {
             return Err(SearchError::Indivisible { micro_batch: b, global_batch: model.global_batch });
         }
         Some(b) => vec![b],
-        None => (0..5).map(|i| 1 << i).filter(|b| model.global_batch % b == 0).collect(),
+        None => (0..5).map(|i| 1 << i).filter(|b| model.global_batch.is_multiple_of(*b)).collect(),
     };
     let recomputes = match model.recompute {
         Recompute::Auto => limits.recomputes.to_vec(),

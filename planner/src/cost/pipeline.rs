@@ -113,6 +113,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn the_beat_is_that_of_1f1b_executed(
             t in prop::collection::vec(0.1f64..2.0, 1..6),
@@ -122,9 +124,11 @@ mod tests {
             // Delays without occupancy: the executed pipeline's links are never busy.
             let crossings: Vec<_> = e.iter().map(|&d| Crossing { occupancy_s: 0.0, latency_s: d }).collect();
             let (fill, beat) = (fill_s(&t, &crossings), beat_s(&t, &crossings));
+            // Finite runs may still be on their way to the steady state, never past it; an error that stays below one
+            // fill over a thousand microbatches leaves no room for another slope.
             let period = (executed_s(&t, e, 160) - executed_s(&t, e, 100)) / 60.0;
-            prop_assert!((period / beat - 1.0).abs() < 1e-6, "executed {period}, closed form {beat}");
-            for m in [1, 2, 5, 40] {
+            prop_assert!(period <= beat * (1.0 + 1e-9), "executed {period}, closed form {beat}");
+            for m in [1, 2, 5, 40, 1000] {
                 let error = pipeline_s(m, fill, beat) - executed_s(&t, e, m as usize);
                 prop_assert!(error.abs() <= fill, "{m} microbatches: off by {error} of fill {fill}");
             }

@@ -9,8 +9,9 @@ use std::time::Instant;
 use crate::inventory::{Cluster, Link};
 use crate::model::{Model, Recompute};
 
-use super::column::{Outline, Outlines, Reach, Terms, outlines};
+use super::column::{Outline, Outlines, Reach, outlines};
 use super::space::Space;
+use super::terms::Terms;
 use super::{EngineLimits, Scope, SearchError, SearchOptions, resolutions};
 
 /// Why a search came back empty.

@@ -277,7 +277,9 @@ impl<'a> Space<'a> {
         let model = self.model;
         let sizes = [1, 2, 4, 8].into_iter();
         let able = sizes.filter(|&t| {
-            t <= self.limits.max_tensor_parallel && fabric.gpus % t == 0 && model.heads % t == 0
+            t <= self.limits.max_tensor_parallel
+                && fabric.gpus.is_multiple_of(t)
+                && model.heads.is_multiple_of(t)
         });
         let rows = u64::from(self.micro_batch) * u64::from(model.sequence);
         let activation = coded_bytes(Codec::None, model.precision, rows, model.hidden);
