@@ -4,8 +4,11 @@
 //! ```text
 //!   delta_r  = theta - theta_r                    theta: equal on all replicas since the last exchange
 //!   frame_r  = Q(TopK(beta e_r + delta_r))        e_r keeps what was not sent, quantisation error included
-//!   theta   <- theta - alpha / R * sum_r frame_r  in replica order: the same bits everywhere
+//!   theta   <- theta - alpha * sum_r w_r frame_r  in replica order: the same bits everywhere
 //! ```
+//! `w_r` is replica r's share of the tokens: 1 / R where replicas are alike, as in the papers; less for a replica that
+//! sees fewer tokens a step, whose movement is noisier for it (Decoupled DiLoCo, arXiv 2604.21428, weighs so too).
+//!
 //! On the wire, to each peer: the frames of the units it shares, each behind its length (u32, little-endian).
 //! All sends are handed over before the first receive, so the slowest link sets the time, not their sum.
 
@@ -27,8 +30,23 @@ pub struct Sparse {
     pub feedback: Vec<ErrorFeedback>,
     top_k: TopK,
     outer_rate: f32,
+    /// By replica: its share of the tokens.
+    shares: Vec<f32>,
     incoming: Vec<Vec<u8>>,
     sum: Vec<f32>,
+}
+
+/// How pseudo-gradients become an outer step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outer {
+    /// Values kept of every 4096.
+    pub top_k: TopK,
+    /// Decay of the error feedback (beta).
+    pub decay: f32,
+    /// Outer learning rate (alpha).
+    pub outer_rate: f32,
+    /// By replica: its share of the tokens; they sum to 1.
+    pub shares: Vec<f32>,
 }
 
 /// What an exchange sent.
@@ -68,7 +86,8 @@ pub enum SparseError {
 
 impl Sparse {
     /// Starts from `parameters`, equal on all replicas.
-    pub fn new(ownership: &Ownership, parameters: &[f32], top_k: TopK, decay: f32, outer_rate: f32) -> Self {
+    pub fn new(ownership: &Ownership, parameters: &[f32], outer: &Outer) -> Self {
+        let &Outer { top_k, decay, outer_rate, ref shares } = outer;
         let feedback = ownership
             .units
             .iter()
@@ -82,6 +101,7 @@ impl Sparse {
             feedback,
             top_k,
             outer_rate,
+            shares: shares.clone(),
             incoming: vec![Vec::new(); ownership.peers().len()],
             sum: vec![0.0; longest],
         }
@@ -137,8 +157,7 @@ impl Sparse {
         for (index, unit) in ownership.units.iter().enumerate() {
             let sum = &mut self.sum[..unit.range.len()];
             sum.fill(0.0);
-            let weight = 1.0 / unit.owners.len() as f32;
-            for &owner in &unit.owners {
+            for (&owner, &share) in unit.owners.iter().zip(&self.shares) {
                 let bad = |cause: String| SparseError::Frame { peer: owner, unit: unit.name.clone(), cause };
                 let frame = if owner == ownership.rank {
                     mine[index].as_slice()
@@ -146,7 +165,7 @@ impl Sparse {
                     let (_, rest) = theirs.iter_mut().find(|(p, _)| *p == owner).expect("owners are peers");
                     rest.next().ok_or_else(|| bad("the message ends early".into()))?
                 };
-                decode_add(frame, weight, sum).map_err(|e: FrameError| bad(e.to_string()))?;
+                decode_add(frame, share, sum).map_err(|e: FrameError| bad(e.to_string()))?;
             }
             let start = &mut self.start[unit.range.clone()];
             for (theta, change) in start.iter_mut().zip(&*sum) {

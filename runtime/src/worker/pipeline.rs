@@ -18,7 +18,7 @@ use crate::emulate::{DeviceTimes, Emulation};
 use crate::engine::{AdamW, Goal, GptStage, Input, Output, Upstream};
 use crate::exchange::Ownership;
 use crate::exchange::dense;
-use crate::exchange::sparse::Sparse;
+use crate::exchange::sparse::{Outer, Sparse};
 use crate::pace::{Pace, Span};
 use crate::rendezvous::StepDone;
 use crate::report::files::{LinkBytes, RunFolder, TraceEvent};
@@ -443,8 +443,14 @@ fn sparse(plan: &Plan, settings: &Settings, ownership: &Ownership, stage: &GptSt
         ExchangeKind::Sparse { top_k } => Some(top_k),
         _ => None,
     })?;
-    let top_k = TopK::new(kept as usize).expect("a checked plan keeps 1 to 4096");
-    Some(Sparse::new(ownership, stage.parameters(), top_k, settings.error_feedback, settings.outer_rate))
+    let total: u32 = plan.replicas.iter().map(|r| r.microbatches).sum();
+    let outer = Outer {
+        top_k: TopK::new(kept as usize).expect("a checked plan keeps 1 to 4096"),
+        decay: settings.error_feedback,
+        outer_rate: settings.outer_rate,
+        shares: plan.replicas.iter().map(|r| r.microbatches as f32 / total as f32).collect(),
+    };
+    Some(Sparse::new(ownership, stage.parameters(), &outer))
 }
 
 /// Peak resident bytes of this process; 0 where the system does not tell.
