@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let report = match Report::read(&args.dir) {
         Ok(report) => report,
         Err(error) => {
-            writeln!(io::stderr(), "error: {error}")?;
+            crate::terminal::complain(error);
             return Ok(ExitCode::from(2));
         }
     };

@@ -21,9 +21,15 @@ pub fn note(text: impl std::fmt::Display) {
 
 /// Prints the error and gives its exit code: 2 where a file that the user wrote is at fault, else 1.
 pub fn fail(error: &anyhow::Error) -> ExitCode {
-    note(format_args!("error: {error:#}"));
+    complain(format_args!("{error:#}"));
     let bad_input = error.chain().any(|e| e.is::<InputError>() || e.is::<SimulateError>());
     ExitCode::from(if bad_input { BAD_INPUT } else { 1 })
+}
+
+/// Writes an error; those of input files already begin with the word.
+pub fn complain(error: impl std::fmt::Display) {
+    let text = error.to_string();
+    note(format_args!("error: {}", text.strip_prefix("error: ").unwrap_or(&text)));
 }
 
 fn quietly(result: std::io::Result<()>) {

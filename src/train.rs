@@ -12,7 +12,7 @@ use narrows_runtime::report::Report;
 use narrows_runtime::settings::Run;
 use narrows_runtime::train::{self, Ended, Prepared, Progress, Start, TrainError};
 
-use crate::terminal::{BAD_INPUT, note, say};
+use crate::terminal::{BAD_INPUT, complain, note, say};
 
 /// Plan if needed, launch a worker a rank, train with the native engine, report.
 ///
@@ -63,7 +63,7 @@ fn prepare(args: &Train, start: Start) -> Result<Prepared, TrainError> {
 }
 
 fn refused(error: &TrainError) -> ExitCode {
-    note(format_args!("error: {error}"));
+    complain(error);
     ExitCode::from(if error.is_bad_input() { BAD_INPUT } else { 1 })
 }
 

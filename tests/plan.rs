@@ -83,11 +83,11 @@ fn what_cannot_be_planned_is_one_error_with_exit_code_2_and_no_file() {
             ("nic   = { class = \"roce\"", "nic   = { clas = \"roce\""),
             &["cluster.toml:", "`class`"],
         ),
-        ("wrong unit", ("rate    = \"100Mbit/s\"", "rate    = \"100MB\""), &["cluster.toml:21:", "Gbit/s"]),
+        ("wrong unit", ("rate    = \"100Mbit/s\"", "rate    = \"100MB\""), &["cluster.toml:20:", "Gbit/s"]),
         (
             "no such cluster",
             ("between = [\"a\", \"b\"]", "between = [\"a\", \"c\"]"),
-            &["cluster.toml:20:", "\"c\""],
+            &["cluster.toml:19:", "\"c\""],
         ),
         (
             "zero GPUs",
@@ -114,7 +114,7 @@ fn what_cannot_be_planned_is_one_error_with_exit_code_2_and_no_file() {
 
 #[test]
 fn clusters_that_cannot_reach_each_other_are_named_where_the_model_needs_both() {
-    let unlinked = CLUSTER.split("[[link]]").next().unwrap().replace("64MB", "1300KB");
+    let unlinked = CLUSTER.split("[[link]]").next().unwrap().replace("64MB", "1300kB");
     let folder = tempfile::tempdir().unwrap();
     let output = plan(folder.path(), &unlinked, MODEL);
     let said = text(&output);

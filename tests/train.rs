@@ -87,14 +87,12 @@ fn bytes_at_the_socket_are_the_codecs_own_and_framing() {
 fn any_rank_killed_at_any_moment_ends_all_names_rank_and_step_and_can_be_resumed() {
     let job = Job::new("killed").replicas(&[&[0, 3], &[0, 1, 3]], 2).sparse(2).steps(100_000);
     for (round, victim) in [0u32, 1, 2, 1].into_iter().enumerate() {
+        let before = job.newest_checkpoint();
         let mut child = job.start(if round == 0 { &["--fresh"] } else { &["--resume"] });
-        let reached = 3 * (round as u64 + 2);
-        wait_for("a checkpoint", || job.newest_checkpoint() >= Some(reached));
+        wait_for("a new checkpoint", || job.newest_checkpoint() > before);
         let ranks = children(child.id());
         assert_eq!(ranks.len(), 3, "one process a rank");
         let pid = ranks.iter().copied().find(|&pid| rank_of(pid) == Some(victim)).expect("the victim runs");
-        // A moment that differs from round to round.
-        wait_for("some microseconds", || fs::read_dir("/proc").unwrap().count() > round);
         signal(pid, "KILL");
         let killed = Instant::now();
         let output = wait_with_deadline(&mut child, Duration::from_secs(10));

@@ -28,14 +28,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         }
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::NOENT) => {
             let beside = beside(path)?;
-            let renamed = File::create(&beside)
-                .and_then(|file| fill(file, bytes))
-                .and_then(|_| fs::rename(&beside, path));
-            if renamed.is_err() {
-                // Best effort: the first error is the one to tell.
-                let _ = fs::remove_file(&beside);
-            }
-            renamed?;
+            fill(File::create(&beside)?, bytes)?;
+            take_name(&beside, path)?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -57,10 +51,19 @@ fn name(file: &File, path: &Path) -> io::Result<()> {
             let beside = beside(path)?;
             let _ = fs::remove_file(&beside); // of a process of the same number that was killed
             link(&beside)?;
-            fs::rename(&beside, path)
+            take_name(&beside, path)
         }
         other => Ok(other?),
     }
+}
+
+fn take_name(beside: &Path, path: &Path) -> io::Result<()> {
+    let renamed = fs::rename(beside, path);
+    if renamed.is_err() {
+        // Best effort: the first error is the one to tell.
+        let _ = fs::remove_file(beside);
+    }
+    renamed
 }
 
 fn beside(path: &Path) -> io::Result<PathBuf> {
@@ -88,7 +91,9 @@ mod tests {
     fn what_cannot_be_written_leaves_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         assert!(write(&folder.path().join("missing/plan.json"), b"x").is_err());
-        assert!(write(folder.path(), b"x").is_err(), "a folder is not replaced");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        let taken = folder.path().join("taken");
+        fs::create_dir_all(taken.join("inside")).unwrap();
+        assert!(write(&taken, b"x").is_err(), "a folder is not replaced");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 }
