@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use narrows_compress::topk::TopK;
-use narrows_planner::plan::{ExchangeKind, Plan};
+use narrows_planner::plan::{ExchangeKind, Plan, Replica};
 use narrows_planner::schedule::{self, Action, Checked, Payload, Schedule};
 use narrows_transport::link::Tag;
 use narrows_transport::mesh::Mesh;
@@ -304,9 +304,12 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
-    /// Mean loss over the validation windows: a forward-only pass of replica 0, nothing paced.
+    /// Mean loss over the validation windows: a forward-only pass, nothing paced. The replica with the fewest stages
+    /// does it: the model as it will be used, with the fewest boundaries between.
     pub fn validate(&mut self, step: u64) -> Result<Option<f64>, WorkerError> {
-        if self.replica != 0 {
+        let stages = |(_, r): &(usize, &Replica)| r.stages.len();
+        let shortest = self.plan.replicas.iter().enumerate().min_by_key(stages);
+        if shortest.is_none_or(|(replica, _)| replica != self.replica) {
             return Ok(None);
         }
         let (sequence, per) = (self.plan.model.sequence as usize, self.plan.micro_batch as usize);
