@@ -5,17 +5,11 @@
 use narrows_planner::cost::memory;
 use narrows_planner::plan::{ExchangeKind, Plan};
 use narrows_planner::schedule::{self, Event, Unit};
-use narrows_planner::simulate::{Simulation, Traffic, simulate};
+use narrows_planner::simulate::{Simulation, Traffic};
 
 use crate::report::files::{
     DenseBytes, LinkPrediction, PredictedEvent, PredictedRun, PredictedTimeline, StagePrediction,
 };
-
-/// Simulates the plan.
-pub fn run(plan: &Plan) -> Result<PredictedRun, String> {
-    let simulation = simulate(plan).map_err(|e| e.to_string())?;
-    Ok(record(plan, &simulation))
-}
 
 /// A simulation as the run's folder keeps it; per-step figures carry their share of the exchange.
 pub fn record(plan: &Plan, simulation: &Simulation) -> PredictedRun {

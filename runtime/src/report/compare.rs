@@ -136,7 +136,7 @@ impl Comparison {
         traces: &[RankTrace],
     ) -> Self {
         let steady = Steady::of(steps, info.exchange_every);
-        let iteration = steady.amortised(|s| Some(s.iteration_s));
+        let iteration = steady.iteration_s();
         let per_s = |seconds: f64| info.tokens_per_step as f64 / seconds;
         Self {
             steady_plain_steps: steady.plain.len(),
@@ -199,6 +199,20 @@ impl<'a> Steady<'a> {
             Some(1) => exchange(),
             Some(n) => Some((f64::from(n - 1) * plain()? + exchange()?) / f64::from(n)),
         }
+    }
+
+    /// Seconds per step: the median round's mean. A round ends with an exchange; what an exchange delays in the step
+    /// after it, or that step catches up, belongs to the figure.
+    fn iteration_s(&self) -> Option<f64> {
+        let Some(every) = self.every.filter(|&n| n > 1) else {
+            return self.amortised(|s| Some(s.iteration_s));
+        };
+        let mut steps: Vec<&StepRecord> = self.all().copied().collect();
+        steps.sort_by_key(|s| s.step);
+        let rounds = steps.chunk_by(|a, _| !a.exchange).filter(|round| round.len() == every as usize);
+        let mean =
+            |round: &[&StepRecord]| round.iter().map(|s| s.iteration_s).sum::<f64>() / f64::from(every);
+        median(rounds.map(mean))
     }
 
     fn all(&self) -> impl Iterator<Item = &&'a StepRecord> {

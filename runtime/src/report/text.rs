@@ -34,10 +34,6 @@ fn overall(report: &Report) -> Vec<String> {
         [name.to_owned(), show(v.predicted), show(v.measured), signed_percent(v.error_percent())]
     };
     let mut rows = vec![row("step", &c.iteration_s, seconds)];
-    if let Some(exchange) = &c.exchange_step_s {
-        rows.push(row("  without exchange", &c.plain_step_s, seconds));
-        rows.push(row("  with exchange", exchange, seconds));
-    }
     rows.push(row("tokens/s", &c.tokens_per_s, count));
     let validation = report.steps.iter().rev().find_map(|s| Some((s.step, s.validation_loss?)));
     let mut table = align(["", "predicted", "measured", "error"], rows);

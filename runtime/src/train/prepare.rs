@@ -11,6 +11,7 @@ use narrows_planner::inventory;
 use narrows_planner::model;
 use narrows_planner::plan::{self, ExchangeKind, Plan};
 use narrows_planner::search::{self, EngineLimits};
+use narrows_planner::simulate::simulate;
 use serde::Serialize;
 
 use super::{TrainError, refuse_what_cannot_run};
@@ -18,7 +19,7 @@ use crate::checkpoint::{Manifest, Store};
 use crate::data::{Text, bigram_loss_nats};
 use crate::emulate::{self, Emulation};
 use crate::predict;
-use crate::report::files::{self, ReferenceLoss, RunFolder, RunInfo, StepRecord};
+use crate::report::files::{self, PredictedRun, ReferenceLoss, RunFolder, RunInfo, StepRecord};
 use crate::report::lines::{read_lines, write_whole};
 use crate::settings::{Run, Settings};
 
@@ -67,13 +68,16 @@ pub fn prepare(run: &Run, start: Start) -> Result<Prepared, TrainError> {
         Start::New | Start::Fresh => plan_of(run)?,
     };
     refuse_what_cannot_run(&plan)?;
+    let simulation = simulate(&plan).map_err(|e| TrainError::Impossible(e.to_string()))?;
+    let plan = Plan { predicted: Some(simulation.predicted(&plan)), ..plan };
     let sequence = plan.model.sequence as usize;
     let train = Text::open(&settings.train, sequence)?;
     let validation = Text::open(&settings.validation, sequence)?;
     if start == Start::Resume {
         return resumed(settings, plan, folder);
     }
-    write_folder(&folder, &settings, &plan, bigram_loss_nats(train.bytes(), validation.bytes()))?;
+    let bigram = bigram_loss_nats(train.bytes(), validation.bytes());
+    write_folder(&folder, &settings, &plan, &predict::record(&plan, &simulation), bigram)?;
     Ok(Prepared { settings, plan, folder, resumed: 0, began_s: 0.0 })
 }
 
@@ -118,10 +122,15 @@ fn resumed(settings: Settings, plan: Plan, folder: PathBuf) -> Result<Prepared, 
     Ok(Prepared { settings, plan, folder, resumed: step, began_s })
 }
 
-fn write_folder(folder: &Path, settings: &Settings, plan: &Plan, bigram: f64) -> Result<(), TrainError> {
+fn write_folder(
+    folder: &Path,
+    settings: &Settings,
+    plan: &Plan,
+    predicted: &PredictedRun,
+    bigram: f64,
+) -> Result<(), TrainError> {
     fs::create_dir_all(folder).map_err(folder_error(folder))?;
     let paths = RunFolder::at(folder);
-    let predicted = predict::run(plan).map_err(TrainError::Impossible)?;
     let info = RunInfo {
         version: files::VERSION,
         name: settings.name.clone(),
@@ -136,7 +145,7 @@ fn write_folder(folder: &Path, settings: &Settings, plan: &Plan, bigram: f64) ->
     // First: from here on the folder is a run's, and --fresh may delete it.
     write_json(&paths.run(), &info)?;
     write_json(&paths.plan(), plan)?;
-    write_json(&paths.predicted(), &predicted)?;
+    write_json(&paths.predicted(), predicted)?;
     write_json(&paths.root().join("settings.json"), settings)?;
     if settings.emulate == Emulation::On {
         emulate::write_shape(folder, plan).map_err(folder_error(folder))?;
