@@ -96,7 +96,11 @@ fn what_cannot_be_planned_is_one_error_with_exit_code_2_and_no_file() {
         ),
         ("heads", ("heads    = 4", "heads    = 5"), &["model.toml:6:", "heads"]),
         ("batch", ("micro_batch  = 1", "micro_batch  = 5"), &["model.toml:", "micro_batch"]),
-        ("too large", ("layers   = 4", "layers   = 4000"), &["does not fit", "short"]),
+        (
+            "too large",
+            ("layers   = 4", "layers   = 4000"),
+            &["model.toml", "does not fit", "lacks", "more memory"],
+        ),
         ("truncated", ("optimizer    = \"adamw\"", "optimizer    = \"ada"), &["model.toml:"]),
         ("precision", ("precision    = \"fp32\"", "precision    = \"fp23\""), &["model.toml:", "fp32"]),
     ];
