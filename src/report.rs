@@ -1,10 +1,12 @@
 //! `narrows report`: a run folder, predicted beside measured, as text, JSON or a page.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use narrows_runtime::report::files::RunFolder;
 use narrows_runtime::report::{self, Report};
 
 /// Show a run, predicted beside measured
@@ -19,6 +21,9 @@ pub struct Args {
     /// Also write the report as one page that needs nothing but a browser
     #[arg(long, value_name = "OUT")]
     html: Option<PathBuf>,
+    /// Also write every action of every rank as a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "OUT")]
+    trace: Option<PathBuf>,
     /// Print the figures as JSON, in SI units
     #[arg(long)]
     json: bool,
@@ -36,6 +41,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.html {
         std::fs::write(out, report::render_html(&report))
             .with_context(|| format!("writing the page {}", out.display()))?;
+    }
+    if let Some(out) = &args.trace {
+        let file = File::create(out).with_context(|| format!("writing the trace {}", out.display()))?;
+        report::write_chrome(&RunFolder::at(&args.dir), &report.plan, BufWriter::new(file))?;
     }
     let text = if args.json { report::render_json(&report) + "\n" } else { report::render_text(&report) };
     match io::stdout().write_all(text.as_bytes()) {

@@ -1,6 +1,7 @@
 //! `narrows train RUN.toml`.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use narrows_planner::explain;
 use narrows_planner::units::{human_bytes, human_time};
 use narrows_runtime::launch::Outcome;
-use narrows_runtime::report::Report;
+use narrows_runtime::report::files::RunFolder;
+use narrows_runtime::report::{self, Report};
 use narrows_runtime::settings::Run;
 use narrows_runtime::train::{self, Ended, Prepared, Progress, Start, TrainError};
 
@@ -16,8 +18,8 @@ use crate::terminal::{BAD_INPUT, complain, note, say};
 
 /// Plan if needed, launch a worker a rank, train with the native engine, report.
 ///
-/// Everything the run makes lies in its folder ([run] out): plan.json, steps.jsonl, a trace and a log a rank,
-/// checkpoints. Ctrl-C ends all processes; --resume goes on from the newest checkpoint.
+/// Everything the run makes lies in its folder ([run] out): plan.json, steps.jsonl, logs, checkpoints, and trace.json,
+/// every action of every rank for https://ui.perfetto.dev. Ctrl-C ends all processes; --resume goes on from the newest checkpoint.
 #[derive(Debug, clap::Args)]
 pub struct Train {
     /// What to train, on which text, for how long (see configs/quickstart/run.toml)
@@ -122,10 +124,12 @@ fn close(args: &Train, prepared: &Prepared, ended: &Ended) -> anyhow::Result<Exi
         }
     }
     let report = Report::read(&prepared.folder)?;
+    let trace = BufWriter::new(File::create(prepared.folder.join("trace.json"))?);
+    report::write_chrome(&RunFolder::at(&prepared.folder), &prepared.plan, trace)?;
     if args.json {
-        say(narrows_runtime::report::render_json(&report));
+        say(report::render_json(&report));
     } else {
-        say(narrows_runtime::report::render_text(&report));
+        say(report::render_text(&report));
         let took = report.steps.iter().map(|s| s.iteration_s).sum();
         note(format_args!("trained in {}; everything is in {}", human_time(took), prepared.folder.display()));
     }

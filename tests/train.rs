@@ -60,6 +60,13 @@ fn replicas_hold_the_same_bits_after_every_exchange_and_the_books_say_so() {
             .map(|e| e["step"].as_u64().unwrap())
             .collect();
         assert_eq!(verified, (1..=6).filter(|s| s % every == 0).collect::<Vec<_>>());
+        let trace: Value = serde_json::from_slice(&fs::read(job.out().join("trace.json")).unwrap()).unwrap();
+        let forwards = trace["traceEvents"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|e| e["name"].as_str().is_some_and(|n| n.contains("forward")));
+        assert_eq!(forwards.count(), 3 * 2 * 6, "ranks x microbatches x steps");
         // The whole replica (rank 0) and the cut one (ranks 1 and 2) end with the same parameters.
         let last = job.flat_of(0, "layer.0", 6);
         assert!(!last.is_empty() && last == job.flat_of(1, "layer.0", 6));

@@ -2,7 +2,6 @@
 //!
 //! Not here: the simulation (`narrows_planner::simulate`).
 
-use narrows_planner::cost::memory;
 use narrows_planner::plan::{ExchangeKind, Plan};
 use narrows_planner::schedule::{self, Event, Unit};
 use narrows_planner::simulate::{Simulation, Traffic};
@@ -63,9 +62,9 @@ fn add(all: &mut Vec<DenseBytes>, from: u32, to: u32, bytes: u64) {
 
 fn parameters(plan: &Plan, unit: Unit) -> u64 {
     match unit {
-        Unit::Embedding => memory::embedding_parameters(&plan.model),
-        Unit::Layer(_) => memory::layer_parameters(&plan.model),
-        Unit::Head => memory::head_parameters(&plan.model),
+        Unit::Embedding => plan.model.embedding_parameters(),
+        Unit::Layer(_) => plan.model.layer_parameters(),
+        Unit::Head => plan.model.head_parameters(),
     }
 }
 

@@ -22,11 +22,13 @@ use self::files::{PredictedRun, RunEvent, RunFolder, RunInfo, StepRecord, TraceE
 use self::lines::{read_lines, read_whole};
 use self::trace::RankTrace;
 
+pub use self::chrome::write_chrome;
 pub use self::html::render_html;
 pub use self::text::render_text;
 
 mod amount;
 mod caption;
+mod chrome;
 pub mod compare;
 pub mod files;
 mod html;

@@ -9,18 +9,21 @@
 //!
 //! Not here: time of coding (a matrix product with h x rank, below 1 % of a layer), sharing (`simulate`).
 
+use narrows_compress::BoundaryKind;
+use narrows_compress::cost::boundary_bytes;
+
 use crate::model::Precision;
 use crate::plan::Codec;
 
 /// Bytes of `rows` activations or gradients of width `hidden`.
 pub fn coded_bytes(codec: Codec, precision: Precision, rows: u64, hidden: u32) -> u64 {
-    let width = u64::from(hidden);
-    match codec {
-        Codec::None if precision == Precision::Fp32 => rows * width * 4,
-        Codec::None | Codec::Bf16 => rows * width * 2,
-        Codec::Int8 => rows * (width + 4),
-        Codec::Subspace { rank } => rows * u64::from(rank) * 2,
-    }
+    let kind = match codec {
+        Codec::None if precision == Precision::Fp32 => BoundaryKind::None,
+        Codec::None | Codec::Bf16 => BoundaryKind::Bf16,
+        Codec::Int8 => BoundaryKind::Int8,
+        Codec::Subspace { rank } => BoundaryKind::Subspace { rank: rank as usize },
+    };
+    boundary_bytes(kind, rows as usize, hidden as usize) as u64
 }
 
 /// Seconds that a message occupies an idle route of this rate; latency comes on top.

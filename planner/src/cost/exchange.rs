@@ -4,15 +4,18 @@
 //!   dense      2 (R-1)/R x 4 P / B + 2 (R-1) alpha                  ring all-reduce of f32 gradients, every step
 //!   streaming  the same, every H steps                              dense pseudo-gradients (DiLoCo)
 //!   sparse     ((R-1) x frame / B + alpha) / H                      every rank sends its frame to every other
-//!   frame      P / 4096 x k x (rice(4096, k) + 2 + 32 / k) / 8      k values of each 4096: index, 2 bits, two scales
+//!   frame      the codec's own expectation (`narrows_compress::cost`)
 //! ```
-//! P parameters of the rank, R replicas, B and alpha the slowest hop. rice(n, k): expected bits of a Rice-coded gap
-//! between kept indices, gaps geometric with p = k/n: b + 1 + q / (1 - q), q = (1 - p)^(2^b), best b.
+//! P parameters of the rank, R replicas, B and alpha the slowest hop.
 //! Sources: ring, Patarasuk and Yuan 2009; SparseLoCo, arXiv 2508.15706; Streaming DiLoCo, arXiv 2501.18512.
-//! Worked: 1 GB over 4 ranks, 25 Gbit/s, 10 us: 480.06 ms; rice(4096, 64) = 7.526 bits.
+//! Worked: 1 GB over 4 ranks, 25 Gbit/s, 10 us: 480.06 ms.
 //!
 //! Limits: nothing overlaps compute here (an upper bound for streaming and sparse); every rank of a host exchanges at
 //! once, so B is the rank's share of its NIC.
+
+use narrows_compress::CHUNK;
+use narrows_compress::cost::frame_bytes_expected;
+use narrows_compress::topk::TopK;
 
 use crate::plan::ExchangeKind;
 
@@ -48,23 +51,10 @@ pub fn sparse_all_gather_s(replicas: u32, frame_bytes: f64, path: Path) -> f64 {
     f64::from(replicas - 1) * frame_bytes / path.rate_bytes_per_s + path.latency_s
 }
 
-/// Expected bytes of the frame of `parameters` values, `top_k` kept of every 4096.
+/// Expected bytes of the frame of `parameters` values, `top_k` kept of every 4096 (at most all of them).
 pub fn frame_bytes(parameters: f64, top_k: u32) -> f64 {
-    let k = f64::from(top_k);
-    parameters / CHUNK * k * (rice_bits(CHUNK, k) + 2.0 + 32.0 / k) / 8.0
-}
-
-/// Values per chunk of a sparse frame.
-const CHUNK: f64 = 4096.0;
-
-/// Expected bits of a Rice-coded gap between `kept` sorted indices of `chunk`.
-fn rice_bits(chunk: f64, kept: f64) -> f64 {
-    let miss = 1.0 - kept / chunk;
-    let bits = |b: i32| {
-        let q = miss.powi(1 << b);
-        f64::from(b) + 1.0 + q / (1.0 - q)
-    };
-    (0..12).map(bits).fold(f64::INFINITY, f64::min)
+    let top_k = TopK::new(top_k.clamp(1, CHUNK as u32) as usize).expect("within 1 and a chunk");
+    frame_bytes_expected(parameters.round() as u64, top_k)
 }
 
 #[cfg(test)]
@@ -76,7 +66,6 @@ mod tests {
     #[test]
     fn the_headers_worked_numbers() {
         assert!((ring_all_reduce_s(4, 1e9, SLOW) - 0.48006).abs() < 1e-9);
-        assert!((rice_bits(4096.0, 64.0) - 7.526).abs() < 1e-3);
     }
 
     /// SparseLoCo at k = 64: Rice indices, 2-bit values, two scales a chunk: about 0.157 bits a parameter.

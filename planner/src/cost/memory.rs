@@ -1,7 +1,7 @@
 //! Bytes a rank needs: its parameters' states, and what its microbatches in flight keep for backward.
 //!
 //! ```text
-//!   parameters  layer 12 h^2 + 13 h    embedding V h + s h    head 2 h + h V             (llama: 12 h^2 + 2 h, V h, h + h V)
+//!   parameters  `Model`'s counts: of gpt, layer 12 h^2 + 13 h, embedding V h + s h, head 2 h + h V
 //!   states      fp32: weight 4 + gradient 4 + AdamW 8 = 16 B      16-bit: 2 + 4 + master 4 + AdamW 8 = 18 B
 //!               + 8 B where replicas drift apart (start-of-round copy, error feedback or outer momentum)
 //!   saved       16-bit, per layer and microbatch: s b h (10 + 24/t + 5 a s / (h t)) B; selective drops the 5 a s / h,
@@ -16,41 +16,14 @@
 
 use std::ops::Range;
 
-use crate::model::{Model, ModelKind, Precision, Recompute};
+use crate::model::{Model, Precision, Recompute};
 use crate::plan::ExchangeKind;
-
-/// Parameters of one layer.
-pub fn layer_parameters(model: &Model) -> u64 {
-    let h = u64::from(model.hidden);
-    match model.kind {
-        ModelKind::Gpt => 12 * h * h + 13 * h,
-        ModelKind::Llama => 12 * h * h + 2 * h,
-    }
-}
-
-/// Parameters of the embedding, which layer 0 carries.
-pub fn embedding_parameters(model: &Model) -> u64 {
-    let (h, vocab, sequence) = (u64::from(model.hidden), u64::from(model.vocab), u64::from(model.sequence));
-    match model.kind {
-        ModelKind::Gpt => (vocab + sequence) * h,
-        ModelKind::Llama => vocab * h,
-    }
-}
-
-/// Parameters of the final norm and the head, which the last layer carries.
-pub fn head_parameters(model: &Model) -> u64 {
-    let (h, vocab) = (u64::from(model.hidden), u64::from(model.vocab));
-    match model.kind {
-        ModelKind::Gpt => 2 * h + h * vocab,
-        ModelKind::Llama => h + h * vocab,
-    }
-}
 
 /// Parameters of the stage that holds `layers`.
 pub fn stage_parameters(model: &Model, layers: Range<u32>) -> u64 {
-    let embedding = if layers.start == 0 { embedding_parameters(model) } else { 0 };
-    let head = if layers.end == model.layers { head_parameters(model) } else { 0 };
-    embedding + u64::from(layers.end - layers.start) * layer_parameters(model) + head
+    let embedding = if layers.start == 0 { model.embedding_parameters() } else { 0 };
+    let head = if layers.end == model.layers { model.head_parameters() } else { 0 };
+    embedding + u64::from(layers.end - layers.start) * model.layer_parameters() + head
 }
 
 /// Bytes of states per parameter; `exchange` is `None` where there is one replica.
@@ -110,9 +83,9 @@ mod tests {
     #[test]
     fn the_headers_worked_numbers() {
         let model = gpt(2, 256);
-        assert_eq!(layer_parameters(&model), 789_760);
-        assert_eq!(embedding_parameters(&model), 98_304);
-        assert_eq!(head_parameters(&model), 66_048);
+        assert_eq!(model.layer_parameters(), 789_760);
+        assert_eq!(model.embedding_parameters(), 98_304);
+        assert_eq!(model.head_parameters(), 66_048);
         assert_eq!(stage_parameters(&model, 0..2), 2 * 789_760 + 98_304 + 66_048);
         assert_eq!(stage_parameters(&model, 0..1), 789_760 + 98_304);
     }

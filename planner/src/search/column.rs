@@ -15,7 +15,7 @@
 
 use std::cell::OnceCell;
 
-use crate::cost::memory::{layer_parameters, stage_parameters};
+use crate::cost::memory::stage_parameters;
 use crate::cost::pipeline::{Crossing, beat_s};
 use crate::plan::Codec;
 
@@ -320,7 +320,7 @@ impl Outline {
 
     /// No split's longest exchange is shorter.
     pub fn exchange_floor_s(&self, space: &Space, terms: &ExchangeTerms) -> f64 {
-        let layer = layer_parameters(space.model) as f64;
+        let layer = space.model.layer_parameters() as f64;
         let run = |run: &Run| {
             let parameters = f64::from(run.layers.div_ceil(run.stages)) * layer / f64::from(run.team.size);
             space.exchange_s(terms.kind, terms.replicas, parameters, terms.paths[run.group])

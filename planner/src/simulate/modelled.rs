@@ -127,9 +127,9 @@ impl Costs for Modelled<'_> {
 
     fn exchange_bytes(&self, unit: Unit, kind: ExchangeKind) -> u64 {
         let parameters = match unit {
-            Unit::Embedding => memory::embedding_parameters(&self.plan.model),
-            Unit::Layer(_) => memory::layer_parameters(&self.plan.model),
-            Unit::Head => memory::head_parameters(&self.plan.model),
+            Unit::Embedding => self.plan.model.embedding_parameters(),
+            Unit::Layer(_) => self.plan.model.layer_parameters(),
+            Unit::Head => self.plan.model.head_parameters(),
         };
         match kind {
             ExchangeKind::Dense | ExchangeKind::Streaming => 4 * parameters,
