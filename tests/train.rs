@@ -84,9 +84,8 @@ fn bytes_at_the_socket_are_the_codecs_own_and_framing() {
     for link in steps.iter().flat_map(|s| s["links"].as_array().unwrap()) {
         codec += link["codec_bytes"].as_u64().unwrap();
         wire += link["wire_bytes"].as_u64().unwrap();
-        assert!(link["wire_bytes"].as_u64() >= link["codec_bytes"].as_u64(), "{link}");
     }
-    assert!(codec > 0);
+    assert!(codec > 0 && wire >= codec, "codec {codec} B, socket {wire} B");
     // A header a chunk on messages of 8 KiB here, and the credits that flow back.
     assert!(wire as f64 <= codec as f64 * 1.05, "codec {codec} B, socket {wire} B");
 }

@@ -152,6 +152,10 @@ impl<'a> Pipeline<'a> {
             let span = self.execute(action)?;
             self.record(action, span);
         }
+        if step == self.settings.steps {
+            // What is still leaving counts to the next step; after the last there is none.
+            self.mesh.flush(Instant::now() + self.wait())?;
+        }
         self.trace.append_all(&self.now.events)?;
         Ok(StepDone {
             step,
