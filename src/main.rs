@@ -30,17 +30,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Map a model onto a cluster; write the plan and say why
     Plan(plan::Plan),
-    /// Execute a plan on paper: time, bytes, memory, a picture
     Simulate(simulate::Simulate),
-    /// Start one process a rank, watch them, end all when one fails
     Launch(launch::Launch),
-    /// Plan if needed, launch, train, report
     Train(train::Train),
-    /// A run, predicted beside measured
     Report(report::Args),
-    /// The figures of docs/performance.md, re-run
     Bench(bench::Bench),
     /// One rank of `narrows train` (started by it)
     #[command(hide = true)]
