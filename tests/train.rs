@@ -351,8 +351,9 @@ impl Job {
 
     fn start(&self, flags: &[&str]) -> Child {
         self.write();
-        Command::new(env!("CARGO_BIN_EXE_narrows"))
-            .arg("train")
+        // A test run in the background inherits an ignored SIGINT, which narrows would respect.
+        Command::new("env")
+            .args(["--default-signal", env!("CARGO_BIN_EXE_narrows"), "train"])
             .arg(self.folder.path().join("run.toml"))
             .args(flags)
             .stdin(Stdio::null())
