@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use narrows_compress::topk::TopK;
 use narrows_planner::plan::{ExchangeKind, Plan, Replica};
 use narrows_planner::schedule::{self, Action, Checked, Payload, Schedule};
+use narrows_transport::PeerCounters;
 use narrows_transport::link::Tag;
 use narrows_transport::mesh::Mesh;
 
@@ -60,6 +61,8 @@ pub struct Pipeline<'a> {
     exchanging: Checked<Schedule>,
     trace: Appender<TraceEvent>,
     now: Step,
+    /// What had passed when the links were last counted: a byte that leaves between two steps is of the later one.
+    counted: Vec<PeerCounters>,
     message: Vec<u8>,
     incoming: Vec<f32>,
 }
@@ -124,6 +127,7 @@ impl<'a> Pipeline<'a> {
             exchanging: schedule(every)?,
             trace: Appender::open(&RunFolder::at(run).trace(rank))?,
             now: Step::default(),
+            counted: mesh.counters(),
             message: Vec::new(),
             incoming: vec![0.0; stage.tokens() * plan.model.hidden as usize],
             plan,
@@ -143,7 +147,6 @@ impl<'a> Pipeline<'a> {
         let which = Sequences { first: self.first_sequence, count };
         let (inputs, targets) = self.text.batch(self.settings.seed, step, which, sequence);
         self.now = Step { step, inputs, targets, ..Step::default() };
-        let sent_before = self.mesh.counters();
         self.stage.zero_gradients();
         let exchanging = step.is_multiple_of(self.settings.exchange_every(self.plan));
         let schedule = if exchanging { &self.exchanging } else { &self.plain };
@@ -164,7 +167,7 @@ impl<'a> Pipeline<'a> {
             ended_s: self.clock.now_s(),
             overrun_s: self.pace.take_overrun().as_secs_f64(),
             peak_memory_bytes: peak_memory_bytes(),
-            links: self.links_since(&sent_before),
+            links: self.links_since_last_count(),
             hashes: std::mem::take(&mut self.now.hashes),
         })
     }
@@ -316,6 +319,9 @@ impl<'a> Pipeline<'a> {
         if shortest.is_none_or(|(replica, _)| replica != self.replica) {
             return Ok(None);
         }
+        // Its bytes are no step's: what the step still had to send leaves first, what it sends leaves before the next.
+        self.mesh.flush(Instant::now() + self.wait())?;
+        let before = self.mesh.counters();
         let (sequence, per) = (self.plan.model.sequence as usize, self.plan.micro_batch as usize);
         let rounds = self.settings.validation_sequences.div_ceil(per).max(1);
         let mut sum = 0.0;
@@ -323,6 +329,11 @@ impl<'a> Pipeline<'a> {
             let windows = (round * per..(round + 1) * per).map(|w| self.validation.window(w, sequence));
             let (inputs, targets): (Vec<_>, Vec<_>) = windows.unzip();
             sum += self.evaluate(round as u32, &inputs.concat(), &targets.concat())?;
+        }
+        self.mesh.flush(Instant::now() + self.wait())?;
+        for ((counted, now), before) in self.counted.iter_mut().zip(self.mesh.counters()).zip(&before) {
+            counted.sent_payload_bytes += now.sent_payload_bytes - before.sent_payload_bytes;
+            counted.sent_wire_bytes += now.sent_wire_bytes - before.sent_wire_bytes;
         }
         self.pace.idle_until_now();
         tracing::debug!(step, "validated");
@@ -390,10 +401,10 @@ impl<'a> Pipeline<'a> {
         self.now.events.push(TraceEvent { step: self.now.step, action, start_s, end_s });
     }
 
-    /// Bytes sent to each peer since `before`, with what the codecs say.
-    fn links_since(&self, before: &[narrows_transport::PeerCounters]) -> Vec<LinkBytes> {
-        let now = self.mesh.counters();
-        let link = |(now, before): (&narrows_transport::PeerCounters, &narrows_transport::PeerCounters)| {
+    /// Bytes sent to each peer since they were last counted, with what the codecs say.
+    fn links_since_last_count(&mut self) -> Vec<LinkBytes> {
+        let before = std::mem::replace(&mut self.counted, self.mesh.counters());
+        let link = |(now, before): (&PeerCounters, &PeerCounters)| {
             let codec = self.now.codec_bytes.iter().filter(|(to, _)| *to == now.peer);
             LinkBytes {
                 from: self.rank,
@@ -403,7 +414,7 @@ impl<'a> Pipeline<'a> {
                 codec_bytes: codec.map(|(_, bytes)| bytes).sum(),
             }
         };
-        now.iter().zip(before).map(link).filter(|l| l.wire_bytes > 0).collect()
+        self.counted.iter().zip(&before).map(link).filter(|l| l.wire_bytes + l.codec_bytes > 0).collect()
     }
 
     fn tokens_of(&self, microbatch: u32) -> std::ops::Range<usize> {
