@@ -108,7 +108,13 @@ fn one_process(plan: &Plan) -> Plan {
     let stage = Stage { layers: [0, plan.model.layers], ranks: vec![plan::Placement { rank: 0, ..first }] };
     let microbatches = plan.replicas.iter().map(|r| r.microbatches).sum();
     Plan {
-        replicas: vec![Replica { microbatches, stages: vec![stage], boundaries: vec![] }],
+        replicas: vec![Replica {
+            microbatches,
+            micro_batch: None,
+            recompute: None,
+            stages: vec![stage],
+            boundaries: vec![],
+        }],
         exchange: vec![],
         predicted: None,
         solver: None,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::input::{Document, InputError};
 use crate::inventory::{Cluster, NicClass};
-use crate::model::Model;
+use crate::model::{Model, Recompute};
 
 pub use write::{WriteError, write};
 
@@ -89,7 +89,13 @@ pub enum ScheduleKind {
 pub struct Replica {
     /// Microbatches per optimiser step.
     pub microbatches: u32,
-    /// In pipeline order.
+    /// Sequences per microbatch where they are not the plan's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<u32>,
+    /// What is recomputed where it is not what the plan's model says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+    /// In pipeline order. With v virtual stages a rank, p v of them: stage `j` has the ranks of stage `j % p`.
     pub stages: Vec<Stage>,
     /// `stages.len() - 1` of them: boundary `i` lies between stages `i` and `i + 1`.
     #[serde(default)]
@@ -162,6 +168,9 @@ pub enum Transport {
 }
 
 /// How a set of replicas is kept equal.
+///
+/// Exchanges may nest: a dense one joins its replicas into an island, and one over all replicas then has the islands as
+/// its members, each speaking with one pseudo-gradient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "file::ExchangeFile")]
 pub struct Exchange {
@@ -172,6 +181,10 @@ pub struct Exchange {
     pub kind: ExchangeKind,
     /// Every how many optimiser steps.
     pub every: u32,
+    /// The optimiser's states are sharded over the owners of each parameter (ZeRO stage 1, arXiv 1910.02054): gradients
+    /// are reduce-scattered, updated parameters all-gathered. Of dense exchanges only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero1: bool,
 }
 
 /// What replicas exchange.
@@ -223,6 +236,16 @@ impl Plan {
         self.replicas.iter().flat_map(|r| &r.stages).map(|s| s.ranks.len() as u32).sum()
     }
 
+    /// Sequences per microbatch of a replica.
+    pub fn micro_batch_of(&self, replica: usize) -> u32 {
+        self.replicas[replica].micro_batch.unwrap_or(self.micro_batch)
+    }
+
+    /// What a replica recomputes.
+    pub fn recompute_of(&self, replica: usize) -> Recompute {
+        self.replicas[replica].recompute.unwrap_or(self.model.recompute)
+    }
+
     /// Every rank with its replica, stage and placement, in rank order.
     pub fn seats(&self) -> Vec<Seat<'_>> {
         let mut seats: Vec<_> = self
@@ -241,8 +264,9 @@ impl Plan {
 
     /// Tokens per optimiser step over all replicas.
     pub fn tokens_per_step(&self) -> u64 {
-        let sequences: u64 = self.replicas.iter().map(|r| u64::from(r.microbatches)).sum();
-        sequences * u64::from(self.micro_batch) * u64::from(self.model.sequence)
+        let sequences =
+            |(i, r): (usize, &Replica)| u64::from(r.microbatches) * u64::from(self.micro_batch_of(i));
+        self.replicas.iter().enumerate().map(sequences).sum::<u64>() * u64::from(self.model.sequence)
     }
 }
 

@@ -106,11 +106,15 @@ fn plan() -> Plan {
         replicas: vec![
             Replica {
                 microbatches: 6,
+                micro_batch: None,
+                recompute: None,
                 stages: vec![stage([0, 3], 0), stage([3, 6], 1)],
                 boundaries: vec![boundary(Codec::None, Transport::Shm)],
             },
             Replica {
                 microbatches: 4,
+                micro_batch: None,
+                recompute: None,
                 stages: vec![stage([0, 2], 2), stage([2, 4], 3), stage([4, 6], 4)],
                 boundaries: vec![narrow(), narrow()],
             },
@@ -119,6 +123,7 @@ fn plan() -> Plan {
             replicas: vec![0, 1],
             kind: ExchangeKind::Sparse { top_k: 64 },
             every: EVERY as u32,
+            zero1: false,
         }],
         predicted: Some(Predicted {
             iteration_s: predicted().iteration_s,

@@ -77,6 +77,8 @@ pub(super) struct ExchangeFile {
     kind: KindFile,
     top_k: Option<u32>,
     every: u32,
+    #[serde(default)]
+    zero1: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -98,6 +100,9 @@ impl TryFrom<ExchangeFile> for Exchange {
             (KindFile::Sparse, None) => return Err("missing key `top_k`: a sparse exchange needs it"),
             (_, Some(_)) => return Err("`top_k` is of sparse exchanges only"),
         };
-        Ok(Exchange { replicas: file.replicas, kind, every: file.every })
+        if file.zero1 && kind != ExchangeKind::Dense {
+            return Err("`zero1` is of dense exchanges only");
+        }
+        Ok(Exchange { replicas: file.replicas, kind, every: file.every, zero1: file.zero1 })
     }
 }

@@ -26,7 +26,13 @@ pub(crate) fn plan(replicas: &[(u32, &[u32])]) -> Plan {
         };
         let stages: Vec<_> = groups.iter().enumerate().map(stage).collect();
         let boundary = Boundary { codec: Codec::None, transport: Transport::Tcp };
-        Replica { microbatches, boundaries: vec![boundary; groups.len() - 1], stages }
+        Replica {
+            microbatches,
+            micro_batch: None,
+            recompute: None,
+            boundaries: vec![boundary; groups.len() - 1],
+            stages,
+        }
     };
     Plan {
         version: VERSION,
@@ -60,7 +66,7 @@ pub(crate) fn model() -> Model {
 }
 
 pub(crate) fn exchange(replicas: &[u32], kind: ExchangeKind, every: u32) -> Exchange {
-    Exchange { replicas: replicas.to_vec(), kind, every }
+    Exchange { replicas: replicas.to_vec(), kind, every, zero1: false }
 }
 
 const SPARSE: ExchangeKind = ExchangeKind::Sparse { top_k: 64 };

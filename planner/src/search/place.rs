@@ -26,7 +26,10 @@ pub(crate) fn place(space: &Space, candidate: &Candidate) -> Plan {
         micro_batch: space.micro_batch,
         schedule: ScheduleSpec { kind: ScheduleKind::OneForwardOneBackward, virtual_stages: 1 },
         replicas,
-        exchange: exchange.map(|(kind, every)| Exchange { replicas: all, kind, every }).into_iter().collect(),
+        exchange: exchange
+            .map(|(kind, every)| Exchange { replicas: all, kind, every, zero1: false })
+            .into_iter()
+            .collect(),
         predicted: None,
         solver: None,
     }
@@ -51,7 +54,13 @@ fn replica(space: &Space, member: &Member, seats: &[Team], rank: &mut u32) -> Re
     });
     let transport = space.limits.transport;
     let boundaries = member.outline.codecs.iter().map(|&codec| Boundary { codec, transport });
-    Replica { microbatches: member.microbatches, stages: stages.collect(), boundaries: boundaries.collect() }
+    Replica {
+        microbatches: member.microbatches,
+        micro_batch: None,
+        recompute: None,
+        stages: stages.collect(),
+        boundaries: boundaries.collect(),
+    }
 }
 
 /// The GPUs of a stage.

@@ -158,7 +158,12 @@ impl Enumeration<'_> {
             micro_batch: self.space.micro_batch,
             schedule: ScheduleSpec { kind: ScheduleKind::OneForwardOneBackward, virtual_stages: 1 },
             exchange: many
-                .then(|| Exchange { replicas: (0..replicas.len() as u32).collect(), kind, every })
+                .then(|| Exchange {
+                    replicas: (0..replicas.len() as u32).collect(),
+                    kind,
+                    every,
+                    zero1: false,
+                })
                 .into_iter()
                 .collect(),
             replicas,
@@ -192,7 +197,7 @@ impl Enumeration<'_> {
             };
             Boundary { codec: space.codec(way, mean_s), transport: Transport::Tcp }
         });
-        Replica { microbatches, boundaries: boundaries.collect(), stages }
+        Replica { microbatches, micro_batch: None, recompute: None, boundaries: boundaries.collect(), stages }
     }
 }
 
