@@ -1,12 +1,14 @@
-//! `cluster.toml` as written: its keys are these fields. [`InventoryFile::resolve`] fills in defaults and built-ins.
+//! `cluster.toml` as written: its keys are these fields. [`InventoryFile::resolve`] fills in defaults and built-ins, and
+//! checks each link where it still knows which `[[link]]` of the file it came from.
 //!
-//! Not here: whether the figures make sense (`check`), which must hold for a plan's inline inventory as well.
+//! Not here: what the figures must hold (`check`), which is asked of a plan's inline inventory as well.
 
 use serde::Deserialize;
 
+use super::check::{check_fabrics, check_link};
 use super::{Cluster, Fabric, Gpu, Hop, Host, Link, Nic, NicClass, gpus, intra};
 use crate::input::{Fault, NameOr, did_you_mean, way};
-use crate::units::{Compute, Price, Rate, Size, Time, UnitError};
+use crate::units::{Compute, Price, Rate, Size, Time, TrafficPrice, UnitError};
 
 /// More hosts in one cluster are a slip of the pen.
 pub(super) const HOSTS_MAX: u32 = 65_536;
@@ -28,6 +30,7 @@ pub(super) struct InventoryFile {
 #[serde(deny_unknown_fields)]
 struct FabricFile {
     name: String,
+    site: Option<String>,
     nodes: Option<u32>,
     host: Option<Vec<HostFile>>,
     gpus: u32,
@@ -88,15 +91,30 @@ struct LinkFile {
     latency: Time,
     #[serde(default)]
     loss: f64,
+    price: Option<TrafficPrice>,
 }
+
+/// The clusters that stand at each site, by index.
+type Sites = Vec<(String, Vec<usize>)>;
 
 impl InventoryFile {
     /// With every default filled in and every name looked up.
     pub(super) fn resolve(self) -> Result<Cluster, Fault> {
         let resolve =
             |(i, fabric): (usize, FabricFile)| fabric.resolve().map_err(|f| f.within(way!["cluster", i]));
-        let clusters = self.cluster.into_iter().enumerate().map(resolve).collect::<Result<_, _>>()?;
-        Ok(Cluster { clusters, links: self.link.into_iter().map(LinkFile::resolve).collect() })
+        let sites = sites(&self.cluster)?;
+        let clusters: Vec<Fabric> =
+            self.cluster.into_iter().enumerate().map(resolve).collect::<Result<_, _>>()?;
+        check_fabrics(&clusters)?;
+        let mut links = Vec::new();
+        for (i, file) in self.link.into_iter().enumerate() {
+            let joined = file.resolve(&clusters, &sites).map_err(|fault| fault.within(way!["link", i]))?;
+            for link in joined {
+                check_link(&link, &links, &clusters).map_err(|fault| fault.within(way!["link", i]))?;
+                links.push(link);
+            }
+        }
+        Ok(Cluster { clusters, links })
     }
 }
 
@@ -206,14 +224,57 @@ fn ethernet(file: NameOr<EthernetFile>) -> Result<Hop, Fault> {
     Ok(Hop { rate_bytes_per_s: file.rate.si(), latency_s: file.latency.map_or(ETHERNET_LATENCY_S, Time::si) })
 }
 
+/// A site may not have the name of a cluster: a link could mean either.
+fn sites(files: &[FabricFile]) -> Result<Sites, Fault> {
+    let mut sites: Sites = Vec::new();
+    for (i, file) in files.iter().enumerate() {
+        let Some(site) = &file.site else { continue };
+        if files.iter().any(|other| other.name == *site) {
+            let what = format!("the site `{site}` has the name of a cluster");
+            return Err(Fault::at(way!["cluster", i, "site"], what).hint("rename either"));
+        }
+        match sites.iter_mut().find(|(name, _)| name == site) {
+            Some((_, clusters)) => clusters.push(i),
+            None => sites.push((site.clone(), vec![i])),
+        }
+    }
+    Ok(sites)
+}
+
 impl LinkFile {
-    fn resolve(self) -> Link {
+    /// A link for each pair of clusters; names unknown stay as they are, for the check to find.
+    fn resolve(self, clusters: &[Fabric], sites: &Sites) -> Result<Vec<Link>, Fault> {
+        let [a, b] = &self.between;
+        let at = |name: &String| sites.iter().find(|(site, _)| site == name).map(|(_, at)| at.as_slice());
+        let names = |name: &String| {
+            at(name).map_or_else(
+                || vec![name.clone()],
+                |at| at.iter().map(|i| clusters[*i].name.clone()).collect(),
+            )
+        };
+        let of_one_site = a == b && at(a).is_some();
+        if of_one_site && at(a).is_some_and(|at| at.len() == 1) {
+            let what = format!("the link joins the clusters of the site `{a}`, which has one");
+            return Err(
+                Fault::at(way!["between"], what).hint("inside a cluster everything reaches everything")
+            );
+        }
+        let (from, to) = (names(a), names(b));
+        let pairs = from.iter().enumerate().flat_map(|(i, x)| {
+            let skipped = if of_one_site { i + 1 } else { 0 };
+            to.iter().skip(skipped).map(|y| [x.clone(), y.clone()])
+        });
+        Ok(pairs.map(|between| self.join(between)).collect())
+    }
+
+    fn join(&self, between: [String; 2]) -> Link {
         Link {
-            between: self.between,
+            between,
             rate_bytes_per_s: self.rate.si(),
             shared_bytes_per_s: self.shared.map(Rate::si),
             latency_s: self.latency.si(),
             loss: self.loss,
+            price_usd_per_byte: self.price.map(TrafficPrice::si),
         }
     }
 }
