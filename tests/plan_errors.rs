@@ -131,7 +131,7 @@ fn an_inventory_that_cannot_be_is_refused() {
         ("{ name = \"x\", memory = \"64MB\", fp32 = \"20GFLOP/s\", price = \"2.10USD/h\" }", "\"H1000\"",
             &["cluster.toml:6:", "no GPU `H1000` is built in", "did you mean `H100`?"]),
         ("name  = \"b\"", "name  = \"a\"", &["cluster.toml:11:", "two clusters have the name `a`"]),
-        ("[\"a\", \"b\"]", "[\"a\", \"c\"]", &["cluster.toml:19:", "no cluster has that name", "`a` and `b`"]),
+        ("[\"a\", \"b\"]", "[\"a\", \"c\"]", &["cluster.toml:19:", "the link joins `c`, but no cluster has that name", "did you mean `a`?"]),
         ("[\"a\", \"b\"]", "[\"a\", \"a\"]", &["cluster.toml:19:", "the link joins `a` to itself"]),
         ("\"100Mbit/s\"", "\"100MB\"", &["cluster.toml:20:", "\"100MB\" is a size, expected a rate"]),
         ("\"100Mbit/s\"", "\"0Mbit/s\"", &["cluster.toml:20:", "`rate` is 0, expected above 0"]),

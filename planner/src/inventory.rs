@@ -23,7 +23,7 @@
 //! the 16-bit rate (as on A100 and H100). `efficiency` is 0.5, `count` 1, `loss` 0, the latency of InfiniBand and
 //! RoCE 5 us, of Ethernet 50 us: usual figures, to be measured by `calibrate`.
 //!
-//! A `[[link]]` between a site and itself joins every two of its clusters. `shared` then caps each pair by itself.
+//! A `[[link]]` between a site and itself joins every two of its clusters (`sites`). `shared` caps each pair by itself.
 //!
 //! Not here: paths between GPUs (`topology`).
 
@@ -31,6 +31,7 @@ mod check;
 mod file;
 mod gpus;
 mod intra;
+mod sites;
 
 use std::path::Path;
 

@@ -243,7 +243,7 @@ fn a_model_that_cannot_be_says_why() {
         ("hidden = 64", "hidden = 4294967295",
             "4:10 `hidden` is 4294967295, expected 1 to 1048576"),
         ("heads = 4", "heads = 4\nkv_heads = 3",
-            "6:12 3 heads of keys and values do not divide the 4 heads of queries; 4 would divide 4"),
+            "6:12 3 heads of keys and values do not divide the 4 heads of queries; 2 would divide 4"),
         ("heads = 4", "heads = 4\nkv_heads = 8",
             "6:12 8 heads of keys and values do not divide the 4 heads of queries; 4 would divide 4"),
         ("heads = 4", "heads = 4\nhead_dim = 1048576",

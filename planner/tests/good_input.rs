@@ -122,18 +122,20 @@ fn a_link_between_sites_joins_their_clusters_in_pairs() {
         cluster.links.iter().map(|l| (l.between[0].as_str(), l.between[1].as_str())).collect();
     assert_eq!(joined, [("slow", "toy"), ("far", "slow"), ("far", "toy")]);
     assert_eq!(cluster.links[0].price_usd_per_byte, Some(0.02 * 1e-9));
-    assert_eq!((cluster.links[1].latency_s, cluster.links[1].price_usd_per_byte), (9e-3, None));
+    assert_eq!((cluster.links[1].latency_s, cluster.links[1].price_usd_per_byte), (9.0 * 1e-3, None));
 }
 
 #[test]
-fn holmes_models_have_the_sizes_they_are_named_by() {
+fn models_have_the_sizes_they_are_named_by() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
-    for (file, billions) in [("gpt-3.6b", 3.6), ("gpt-7.5b", 7.5), ("gpt-39b", 39.1)] {
+    for (file, billions) in [("gpt-3.6b", 3.6), ("gpt-7.5b", 7.5), ("gpt-39b", 39.1), ("gpt-175b", 174.6)] {
         let model = model::read(&configs.join(format!("{file}.toml"))).unwrap_or_else(|e| panic!("{e}"));
         // The formula of their papers counts a tied head, ours an untied one.
         let tied = model.parameters() - u64::from(model.vocab) * u64::from(model.hidden);
         assert!((tied as f64 / 1e9 - billions).abs() < 0.05, "{file}: {tied}");
     }
+    let llama = model::read(&configs.join("llama-3-70b.toml")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(llama.parameters(), 70_553_706_496);
 }
 
 #[test]

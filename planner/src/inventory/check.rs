@@ -128,8 +128,7 @@ pub(super) fn check_link(link: &Link, before: &[Link], clusters: &[Fabric]) -> R
     let names: Vec<&str> = clusters.iter().map(|fabric| fabric.name.as_str()).collect();
     for (end, name) in link.between.iter().enumerate() {
         if !names.contains(&name.as_str()) {
-            let what = format!("the link joins `{name}`, but no cluster has that name");
-            return Err(Fault::at(way!["between", end], what).hint(did_you_mean(name, &names)));
+            return Err(unknown_end(end, name, &names));
         }
     }
     let [a, b] = &link.between;
@@ -149,6 +148,11 @@ pub(super) fn check_link(link: &Link, before: &[Link], clusters: &[Fabric]) -> R
         return Err(Fault::at(way!["loss"], what).hint("it is the share of packets lost: 1% is 0.01"));
     }
     Ok(())
+}
+
+pub(super) fn unknown_end(end: usize, name: &str, known: &[&str]) -> Fault {
+    let what = format!("the link joins `{name}`, but no cluster has that name");
+    Fault::at(way!["between", end], what).hint(did_you_mean(name, known))
 }
 
 fn above_zero(key: &str, value: f64) -> Result<(), Fault> {

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use super::check::{check_fabrics, check_link};
+use super::sites::Sites;
 use super::{Cluster, Fabric, Gpu, Hop, Host, Link, Nic, NicClass, gpus, intra};
 use crate::input::{Fault, NameOr, did_you_mean, way};
 use crate::units::{Compute, Price, Rate, Size, Time, TrafficPrice, UnitError};
@@ -94,23 +95,21 @@ struct LinkFile {
     price: Option<TrafficPrice>,
 }
 
-/// The clusters that stand at each site, by index.
-type Sites = Vec<(String, Vec<usize>)>;
-
 impl InventoryFile {
     /// With every default filled in and every name looked up.
     pub(super) fn resolve(self) -> Result<Cluster, Fault> {
         let resolve =
             |(i, fabric): (usize, FabricFile)| fabric.resolve().map_err(|f| f.within(way!["cluster", i]));
-        let sites = sites(&self.cluster)?;
+        let named: Vec<_> = self.cluster.iter().map(|f| (f.name.as_str(), f.site.as_deref())).collect();
+        let sites = Sites::new(&named)?;
         let clusters: Vec<Fabric> =
             self.cluster.into_iter().enumerate().map(resolve).collect::<Result<_, _>>()?;
         check_fabrics(&clusters)?;
         let mut links = Vec::new();
-        for (i, file) in self.link.into_iter().enumerate() {
-            let joined = file.resolve(&clusters, &sites).map_err(|fault| fault.within(way!["link", i]))?;
-            for link in joined {
-                check_link(&link, &links, &clusters).map_err(|fault| fault.within(way!["link", i]))?;
+        for (i, file) in self.link.iter().enumerate() {
+            let inside = |fault: Fault| fault.within(way!["link", i]);
+            for link in sites.pairs(&file.between).map_err(inside)?.into_iter().map(|pair| file.join(pair)) {
+                check_link(&link, &links, &clusters).map_err(inside)?;
                 links.push(link);
             }
         }
@@ -224,49 +223,8 @@ fn ethernet(file: NameOr<EthernetFile>) -> Result<Hop, Fault> {
     Ok(Hop { rate_bytes_per_s: file.rate.si(), latency_s: file.latency.map_or(ETHERNET_LATENCY_S, Time::si) })
 }
 
-/// A site may not have the name of a cluster: a link could mean either.
-fn sites(files: &[FabricFile]) -> Result<Sites, Fault> {
-    let mut sites: Sites = Vec::new();
-    for (i, file) in files.iter().enumerate() {
-        let Some(site) = &file.site else { continue };
-        if files.iter().any(|other| other.name == *site) {
-            let what = format!("the site `{site}` has the name of a cluster");
-            return Err(Fault::at(way!["cluster", i, "site"], what).hint("rename either"));
-        }
-        match sites.iter_mut().find(|(name, _)| name == site) {
-            Some((_, clusters)) => clusters.push(i),
-            None => sites.push((site.clone(), vec![i])),
-        }
-    }
-    Ok(sites)
-}
-
 impl LinkFile {
-    /// A link for each pair of clusters; names unknown stay as they are, for the check to find.
-    fn resolve(self, clusters: &[Fabric], sites: &Sites) -> Result<Vec<Link>, Fault> {
-        let [a, b] = &self.between;
-        let at = |name: &String| sites.iter().find(|(site, _)| site == name).map(|(_, at)| at.as_slice());
-        let names = |name: &String| {
-            at(name).map_or_else(
-                || vec![name.clone()],
-                |at| at.iter().map(|i| clusters[*i].name.clone()).collect(),
-            )
-        };
-        let of_one_site = a == b && at(a).is_some();
-        if of_one_site && at(a).is_some_and(|at| at.len() == 1) {
-            let what = format!("the link joins the clusters of the site `{a}`, which has one");
-            return Err(
-                Fault::at(way!["between"], what).hint("inside a cluster everything reaches everything")
-            );
-        }
-        let (from, to) = (names(a), names(b));
-        let pairs = from.iter().enumerate().flat_map(|(i, x)| {
-            let skipped = if of_one_site { i + 1 } else { 0 };
-            to.iter().skip(skipped).map(|y| [x.clone(), y.clone()])
-        });
-        Ok(pairs.map(|between| self.join(between)).collect())
-    }
-
+    /// The link between two clusters.
     fn join(&self, between: [String; 2]) -> Link {
         Link {
             between,
