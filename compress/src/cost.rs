@@ -12,6 +12,9 @@
 //!
 //! Not here: seconds (a machine's rate times these, the planner's).
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use crate::{
     boundary::BoundaryKind,
     chunk,
@@ -22,10 +25,18 @@ use crate::{
 /// Bytes expected of the frame of a tensor of `elements` values.
 pub fn frame_bytes_expected(elements: u64, top_k: TopK) -> f64 {
     let (full, rest) = (elements / CHUNK as u64, (elements % CHUNK as u64) as usize);
-    let bits = |len: usize| chunk::bits_expected(len, top_k.kept(len));
+    let bits = |len: usize| chunk_bits(len, top_k.kept(len));
     let bits = full as f64 * bits(CHUNK) + if rest > 0 { bits(rest) } else { 0.0 };
     // A stream's last byte is half empty in the mean.
     HEADER_BYTES as f64 + elements.div_ceil(BLOCK as u64) as f64 * (ENTRY_BYTES as f64 + 0.5) + bits / 8.0
+}
+
+/// The mean is a sum over all gaps; a planner asks for it a million times.
+fn chunk_bits(len: usize, kept: usize) -> f64 {
+    thread_local! {
+        static KNOWN: RefCell<HashMap<(usize, usize), f64>> = RefCell::new(HashMap::new());
+    }
+    KNOWN.with_borrow_mut(|known| *known.entry((len, kept)).or_insert_with(|| chunk::bits_expected(len, kept)))
 }
 
 /// Bytes that no frame of a tensor of `elements` values exceeds.

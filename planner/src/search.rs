@@ -28,6 +28,7 @@ mod fit;
 pub(crate) mod fixture;
 mod market;
 mod master;
+mod pack;
 mod place;
 mod pool;
 mod relax;
@@ -267,6 +268,7 @@ pub fn search_within(
                 gap,
                 deadline,
                 pool: &mut pool,
+                listed: Default::default(),
                 best,
                 best_s,
                 bound_s: bound,

@@ -24,7 +24,8 @@ use crate::plan::ExchangeKind;
 
 use super::column::{Outline, Work, microbatches};
 use super::market::{Scenario, Tables, brackets, sync};
-use super::master::{Item, pack, partition};
+use super::master::partition;
+use super::pack::{Item, pack};
 use super::pool::{Column, Pool, orders};
 use super::relax::{self, Relaxed};
 use super::solve::{Candidate, FEW_CLUSTERS, Member, really};
@@ -40,6 +41,8 @@ pub(crate) struct Blocks<'a> {
     pub gap: f64,
     pub deadline: Instant,
     pub pool: &'a mut Pool,
+    /// Of one cluster each, by cluster: those worth offering.
+    pub listed: BTreeMap<usize, Vec<usize>>,
     pub best: Option<Candidate>,
     pub best_s: f64,
     pub bound_s: f64,
@@ -69,6 +72,7 @@ impl Blocks<'_> {
     /// Searches every exchange between islands, and one island alone.
     pub fn run(&mut self, floor_s: f64) -> Result<(), SearchError> {
         let all = self.scope.clusters.clone();
+        self.listed = all.iter().map(|&g| (g, self.list(g))).collect();
         let one = Scenario { outer: None, clusters: all.clone(), islands: (1, 1) };
         let most = (all.len() as u32).min(self.scope.max_replicas);
         let outer = self.modes[0].outer_kinds();
@@ -93,33 +97,50 @@ impl Blocks<'_> {
         Instant::now() >= self.deadline
     }
 
-    /// Bisects the step time of a scenario between what is proven infeasible and what is found.
+    /// A first plan: islands of one cluster, each paying for its own synchronisation.
+    fn first(&mut self, scenario: &Scenario, floor_s: f64) -> Result<(), SearchError> {
+        let (mut low, mut high) = (floor_s, self.best_s);
+        let mut reach = 0.05;
+        while low < high * (1.0 - 0.25 * self.gap) && low < 1e4 * floor_s && !self.late() {
+            let middle = if high.is_finite() { 0.5 * (low + high) } else { low * (1.0 + reach) };
+            reach *= 2.0;
+            match self.attempt(scenario, middle, (Pricing::Own, Breadth::Alone))? {
+                Attempt::Found => high = middle,
+                _ => low = middle,
+            }
+        }
+        Ok(())
+    }
+
+    /// Narrows the step time of a scenario between what is proven infeasible and what is found.
     fn explore(&mut self, scenario: &Scenario, floor_s: f64) -> Result<(), SearchError> {
-        let mut low = floor_s;
-        let mut high = f64::INFINITY;
+        // At `low` even the least synchronisation allows no plan; at `high` it allows one.
+        self.first(scenario, floor_s)?;
+        let (mut low, mut high) = (floor_s, f64::INFINITY);
         // Where to look while nothing is found: in growing steps above the floor.
-        let mut reach = 1.0 + self.gap.max(1e-3);
+        let mut reach = self.gap.max(1e-3);
+        let mut unproven = f64::INFINITY;
         loop {
-            let wanted = high.min(self.best_s);
+            let wanted = high.min(self.best_s).min(unproven);
             if low >= wanted * (1.0 - self.gap) || self.late() {
                 break;
             }
-            let middle = if wanted.is_finite() {
-                // Near the incumbent first: most often it is good, and one proof ends it.
-                let closing = wanted * (1.0 - self.gap * 0.999);
-                if high > self.best_s || low * (1.0 + 4.0 * self.gap) > wanted { closing } else { 0.5 * (low + wanted) }
-            } else {
-                low * reach
+            // Near the incumbent: most often one proof ends it.
+            let closing = wanted * (1.0 - self.gap);
+            let middle = match wanted.is_finite() {
+                true if high.min(unproven) > self.best_s => closing,
+                true => 0.5 * (low + closing),
+                false => low * (1.0 + reach),
             };
-            reach = 1.0 + (reach - 1.0) * 2.0;
-            match self.attempt(scenario, middle)? {
-                Attempt::Found(step_s) => high = high.min(step_s.max(middle)),
+            reach *= 2.0;
+            match self.attempt(scenario, middle, (Pricing::Least, Breadth::Several))? {
+                Attempt::Found => high = high.min(middle),
                 Attempt::Infeasible => low = middle,
-                Attempt::Open => {
-                    // Neither: the bound stays, a plan is looked for above.
-                    self.seek(scenario, middle, wanted)?;
-                    break;
-                }
+                // No proof here; perhaps a little lower.
+                Attempt::Open => unproven = unproven.min(middle),
+            }
+            if unproven.is_finite() && low >= unproven * (1.0 - 0.25 * self.gap) {
+                break;
             }
             if low > 1e6 * floor_s {
                 low = f64::INFINITY;
@@ -127,39 +148,49 @@ impl Blocks<'_> {
             }
         }
         self.bound_s = self.bound_s.min(low);
-        Ok(())
+        self.seek(scenario, low)
     }
 
-    /// Plans between a time at which only bounds reach the demand and one at which nothing better is wanted.
-    fn seek(&mut self, scenario: &Scenario, low: f64, wanted: f64) -> Result<(), SearchError> {
-        let mut low = low;
-        let mut high = wanted.min(low * 16.0);
-        for _ in 0..12 {
-            if self.late() || low >= high * (1.0 - 0.25 * self.gap) {
-                break;
-            }
+    /// Plans that pay for their own synchronisation, between a proven bound and the incumbent.
+    fn seek(&mut self, scenario: &Scenario, mut low: f64) -> Result<(), SearchError> {
+        let mut high = self.best_s.min(low * 16.0);
+        while low < high * (1.0 - 0.25 * self.gap) && !self.late() {
             let middle = 0.5 * (low + high);
-            match self.attempt(scenario, middle)? {
-                Attempt::Found(step_s) => high = high.min(step_s.max(middle)),
+            match self.attempt(scenario, middle, (Pricing::Own, Breadth::Several))? {
+                Attempt::Found => high = middle,
                 _ => low = middle,
             }
         }
         Ok(())
     }
 
-    fn attempt(&mut self, scenario: &Scenario, step_s: f64) -> Result<Attempt, SearchError> {
+    fn attempt(&mut self, scenario: &Scenario, step_s: f64, how: (Pricing, Breadth)) -> Result<Attempt, SearchError> {
+        let t0 = Instant::now();
+        let a = self.attempt2(scenario, step_s, how)?;
+        if std::env::var("TRACE").is_ok() { eprintln!("{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}", scenario.outer, self.best_s, t0.elapsed()); }
+        Ok(a)
+    }
+
+    fn attempt2(
+        &mut self,
+        scenario: &Scenario,
+        step_s: f64,
+        (pricing, breadth): (Pricing, Breadth),
+    ) -> Result<Attempt, SearchError> {
         let demand = f64::from(self.modes[0].model.global_batch);
         let clusters = self.scope.clusters.clone();
         let mut blocks: Vec<(Vec<usize>, f64)> = Vec::new();
         let mut worths: Vec<Worth> = Vec::new();
         for &cluster in &clusters {
-            let columns = self.columns_of(&[cluster]);
-            let worth = self.worth(scenario, &columns, &[cluster], step_s, 0.0)?;
+            let worth = self.worth(scenario, &self.listed[&cluster], &[cluster], step_s, pricing)?;
             blocks.push((vec![cluster], worth.sequences));
             worths.push(worth);
         }
-        if let Some(found) = self.divide(scenario, &blocks, &worths, demand)? {
-            return Ok(Attempt::Found(found));
+        if self.divide(scenario, &blocks, &worths, demand)? {
+            return Ok(Attempt::Found);
+        }
+        if breadth == Breadth::Alone {
+            return Ok(Attempt::Open);
         }
         // Islands of several clusters: first what they could do at most, then what they do.
         let alone: BTreeMap<usize, f64> = clusters.iter().copied().zip(blocks.iter().map(|b| b.1)).collect();
@@ -172,7 +203,10 @@ impl Blocks<'_> {
             let members: f64 = order.iter().map(|g| alone[g]).sum();
             // An island counts only if it does more than its clusters apart, or reaches the demand by itself.
             let need = if scenario.outer.is_none() { demand - 0.5 } else { members };
-            let (most, relaxed) = self.at_most(scenario, &order, step_s, need);
+            let share: f64 = order.iter().map(|g| alone[g]).sum();
+            let weight = |g: &usize| if share > 0.0 { alone[g] / share } else { 1.0 / order.len() as f64 };
+            let weights: Vec<f64> = order.iter().map(weight).collect();
+            let (most, relaxed) = self.at_most(scenario, &order, &weights, step_s, need);
             if most > need {
                 let mut set = order.clone();
                 set.sort_unstable();
@@ -180,6 +214,7 @@ impl Blocks<'_> {
                 promising.push((order, relaxed));
             }
         }
+        if std::env::var("TRACE").is_ok() { eprintln!("   alone sum {} at most {} pairs {:?}", alone.values().sum::<f64>(), at_most.len()-blocks.len(), &at_most[blocks.len()..].iter().take(6).map(|(s,v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>())).collect::<Vec<_>>()); }
         if promising.is_empty() {
             return Ok(Attempt::Infeasible);
         }
@@ -189,31 +224,29 @@ impl Blocks<'_> {
         }
         for (order, relaxed) in promising {
             let columns = self.realise(relaxed);
-            let mut set = order;
+            let mut set = order.clone();
             set.sort_unstable();
-            let worth = self.worth(scenario, &columns, &set, step_s, 0.0)?;
-            blocks.push((set, worth.sequences));
+            let worth = self.worth(scenario, &columns, &set, step_s, pricing)?;
+            blocks.push((set, worth.sequences.min(shared_bound(self.modes, &order, step_s))));
             worths.push(worth);
         }
-        match self.divide(scenario, &blocks, &worths, demand)? {
-            Some(found) => Ok(Attempt::Found(found)),
-            None => Ok(Attempt::Open),
-        }
+        if std::env::var("TRACE").is_ok() { eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>()); }
+        Ok(if self.divide(scenario, &blocks, &worths, demand)? { Attempt::Found } else { Attempt::Open })
     }
 
-    /// A plan out of these islands, if together they reach the demand; its real step.
+    /// Records the plan out of these islands, if together they reach the demand.
     fn divide(
         &mut self,
         scenario: &Scenario,
         blocks: &[(Vec<usize>, f64)],
         worths: &[Worth],
         demand: f64,
-    ) -> Result<Option<f64>, SearchError> {
+    ) -> Result<bool, SearchError> {
         let Some((total, taken)) = partition(blocks, self.modes[0].groups.len(), scenario.islands)? else {
-            return Ok(None);
+            return Ok(false);
         };
         if total < demand - 1e-6 {
-            return Ok(None);
+            return Ok(false);
         }
         let mut members: Vec<Member> = Vec::new();
         for (island, &block) in taken.iter().enumerate() {
@@ -225,23 +258,49 @@ impl Blocks<'_> {
             }
         }
         let Some(members) = share_out(self.modes, members, self.modes[0].model.global_batch) else {
-            return Ok(None);
+            return Ok(false);
         };
         let candidate = really(self.modes, scenario.outer, members);
-        let step_s = candidate.step_s;
-        if step_s < self.best_s {
-            self.best_s = step_s;
+        if candidate.step_s < self.best_s {
+            self.best_s = candidate.step_s;
             self.best = Some(candidate);
         }
-        Ok(Some(step_s))
+        Ok(true)
     }
 
-    fn columns_of(&self, clusters: &[usize]) -> Vec<usize> {
-        let inside = |c: &Column| {
-            let mut used = c.outline.runs.iter().map(|r| r.group);
-            c.outline.runs.len() == clusters.len() && used.all(|g| clusters.contains(&g))
+    /// The columns of one cluster that none with fewer stages, or less to recompute, equals whatever is sharded.
+    fn list(&self, cluster: usize) -> Vec<usize> {
+        let beats = |column: &Column| -> Vec<Option<f64>> {
+            let tables = &self.tables[column.mode];
+            let beat = |(memory, table)| column.outline.fullest(memory, table).map(|s| s.beat_s);
+            tables.extremes().into_iter().map(beat).collect()
         };
-        (0..self.pool.columns.len()).filter(|&i| inside(&self.pool.columns[i])).collect()
+        let mut kept: Vec<usize> = Vec::new();
+        let mut last: BTreeMap<(usize, usize, u32), Vec<Option<f64>>> = BTreeMap::new();
+        let mut lightest: BTreeMap<(u32, usize, u32, u32), Vec<Option<f64>>> = BTreeMap::new();
+        for (index, column) in self.pool.columns.iter().enumerate() {
+            let [run] = column.outline.runs[..] else { continue };
+            if run.group != cluster {
+                continue;
+            }
+            let beats = beats(column);
+            if beats.iter().all(Option::is_none) {
+                continue;
+            }
+            let fewer = last.insert((column.mode, run.team_index, column.outline.chunks), beats.clone());
+            let micro_batch = self.modes[column.mode].micro_batch;
+            let lighter = lightest
+                .entry((micro_batch, run.team_index, run.stages, column.outline.chunks))
+                .or_insert_with(|| beats.clone());
+            let no_worse = |a: &[Option<f64>]| {
+                a.iter().zip(&beats).all(|(a, b)| a.is_some_and(|a| b.is_none_or(|b| a <= b * (1.0 + 1e-9))))
+            };
+            let heavier = *lighter != beats && no_worse(lighter);
+            if !heavier && !fewer.is_some_and(|f| no_worse(&f)) {
+                kept.push(index);
+            }
+        }
+        kept
     }
 
     /// The most that an island of these columns (of one cluster, or of any signatures of several) does.
@@ -251,16 +310,16 @@ impl Blocks<'_> {
         columns: &[usize],
         clusters: &[usize],
         step_s: f64,
-        least: f64,
+        pricing: Pricing,
     ) -> Result<Worth, SearchError> {
         let mut by_signature: BTreeMap<usize, Vec<Ready>> = BTreeMap::new();
         for &column in columns {
             let Column { mode, signature, outline } = &self.pool.columns[column];
             by_signature.entry(*signature).or_default().push(Ready { column, outline, mode: *mode });
         }
-        let mut best = Worth { sequences: least, members: vec![] };
+        let mut best = Worth::default();
         for ready in by_signature.values() {
-            self.island(scenario, ready, clusters, step_s, &mut best)?;
+            self.island(scenario, ready, clusters, (step_s, pricing), &mut best)?;
         }
         Ok(best)
     }
@@ -271,7 +330,7 @@ impl Blocks<'_> {
         scenario: &Scenario,
         ready: &[Ready],
         clusters: &[usize],
-        step_s: f64,
+        priced: (f64, Pricing),
         best: &mut Worth,
     ) -> Result<(), SearchError> {
         let space = &self.modes[0];
@@ -282,7 +341,7 @@ impl Blocks<'_> {
         let sizes = std::iter::once((1, 1)).chain(brackets(if dense { most } else { 1 }));
         let mut open: Vec<(f64, (u32, u32), Vec<Item>, Vec<(usize, Work)>)> = Vec::new();
         for size in sizes {
-            let (items, works) = self.items(scenario, ready, size, step_s);
+            let (items, works) = self.items(scenario, ready, size, priced);
             let hull = hull(space, &items, clusters, size);
             if hull > best.sequences {
                 open.push((hull, size, items, works));
@@ -294,7 +353,7 @@ impl Blocks<'_> {
             if hull <= best.sequences * (1.0 + 1e-9) {
                 break;
             }
-            let Some((sequences, counts)) = pack(&items, &supply, size, 1e-6)? else { continue };
+            let Some((sequences, counts)) = pack(&items, &supply, size)? else { continue };
             if sequences > best.sequences {
                 let taken = counts.into_iter().zip(works).filter(|(n, _)| *n > 0);
                 let members = taken.map(|(n, (column, work))| (column, work, n)).collect();
@@ -310,7 +369,7 @@ impl Blocks<'_> {
         scenario: &Scenario,
         ready: &[Ready],
         (low, _): (u32, u32),
-        step_s: f64,
+        priced: (f64, Pricing),
     ) -> (Vec<Item>, Vec<(usize, Work)>) {
         let mut found: BTreeMap<&[u32], (u64, usize, Work)> = BTreeMap::new();
         for r in ready {
@@ -321,7 +380,7 @@ impl Blocks<'_> {
             }
             let known = found.get(r.outline.devices.as_slice()).map_or(0, |f| f.0);
             let sync = sync(space, scenario, low);
-            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, step_s, known) else {
+            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, priced, known) else {
                 continue;
             };
             found.insert(&r.outline.devices, (sequences, r.column, work));
@@ -347,41 +406,56 @@ impl Blocks<'_> {
     // Several clusters.
 
     /// What an island over an order of clusters could do at most, and its promising pipelines.
-    fn at_most(&self, scenario: &Scenario, order: &[usize], step_s: f64, need: f64) -> (f64, Vec<Relaxed>) {
+    fn at_most(
+        &self,
+        scenario: &Scenario,
+        order: &[usize],
+        weights: &[f64],
+        step_s: f64,
+        need: f64,
+    ) -> (f64, Vec<Relaxed>) {
         let space = &self.modes[0];
+        let fewest = order.iter().map(|&g| space.groups[g].gpus).min().unwrap_or(0);
+        let sizes: Vec<(u32, u32)> = match space.may_be_dense() {
+            true => SIZES.iter().copied().filter(|s| s.0 <= fewest).map(|(l, h)| (l, h.min(fewest))).collect(),
+            false => vec![(1, 1)],
+        };
+        let degrees = degrees(space, order);
         let mut best = 0.0;
         let mut promising: Vec<(f64, Vec<Relaxed>)> = Vec::new();
         for cut in cuts(space, self.modes, order, step_s, need) {
-            let mut of_cut: Vec<Relaxed> = Vec::new();
-            let mut of_cut_most = 0.0;
-            let gpus: u32 = order.iter().map(|&g| space.groups[g].gpus).sum();
-            let mut sizes = vec![(1, 1)];
-            if space.may_be_dense() {
-                sizes.extend([(2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, 24), (25, 64), (65, gpus)]);
+            if self.late() {
+                // Unknown is no proof.
+                return (1e12, vec![]);
             }
-            for (low, high) in sizes {
+            let (mut of_cut, mut of_cut_most) = (Vec::new(), 0.0);
+            for &(low, high) in &sizes {
                 let mut relaxed = Vec::new();
-                let fits = order.iter().all(|&g| space.groups[g].gpus >= low);
-                if !fits || low > gpus {
-                    continue;
-                }
                 for (mode, space) in self.modes.iter().enumerate() {
                     let sync = sync(space, scenario, low);
-                    for teams in degrees(space, order) {
+                    for teams in &degrees {
+                        if busy_bound(space, &cut, teams, weights, step_s, high, need) <= need {
+                            continue;
+                        }
+                        let least = need / f64::from(high);
                         let take = &mut |r: Relaxed| {
-                            if r.sequences as f64 * f64::from(high) > need {
+                            if rate(space, &r, weights) > need {
                                 relaxed.push(r);
                             }
                         };
-                        relax::pipelines(space, mode, &self.tables[mode], &sync, &cut, &teams, step_s, take);
+                        let tables = &self.tables[mode];
+                        relax::pipelines(space, mode, tables, &sync, &cut, teams, step_s, least, take);
                     }
                 }
-                let most = weighed(space, &relaxed, order, high);
+                let (most, weights) = weighed(space, &relaxed, order, high);
                 if most > need {
                     of_cut_most = f64::max(of_cut_most, most);
+                    relaxed.sort_by(|a, b| rate(space, b, &weights).total_cmp(&rate(space, a, &weights)));
+                    relaxed.truncate(PROMISING_PIPELINES);
                     of_cut.extend(relaxed);
                 }
             }
+            of_cut_most = of_cut_most.min(shared_bound(self.modes, order, step_s));
             if of_cut_most > need {
                 best = f64::max(best, of_cut_most);
                 promising.push((of_cut_most, of_cut));
@@ -408,15 +482,84 @@ impl Blocks<'_> {
     }
 }
 
+/// What replicas are charged for synchronisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pricing {
+    /// No more than any split must pay: for proofs.
+    Least,
+    /// What their fastest split pays: for plans.
+    Own,
+}
+
+/// Which islands are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Breadth {
+    /// Of one cluster.
+    Alone,
+    /// Of several too.
+    Several,
+}
+
 /// What came of a step time.
+#[derive(Debug)]
 enum Attempt {
-    /// A plan, and its real step.
-    Found(f64),
+    /// A plan.
+    Found,
     /// No plan of the space is so fast.
     Infeasible,
     /// No plan was found and none is excluded.
     Open,
 }
+
+/// Sizes of islands of several clusters that are bounded together.
+const SIZES: [(u32, u32); 9] =
+    [(1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, 24), (25, 64), (65, u32::MAX)];
+
+/// Sequences that a cut's clusters can do at most: a replica of m microbatches with a beat of b needs z layer / b stages of
+/// each cluster at least, so it does at most (T - fill + b) / sum_g w_g z_g t_g layer_g / N_g of a weighted share; and
+/// `most` replicas do what is needed only if m is so large that b is so small.
+fn busy_bound(
+    space: &Space,
+    cut: &relax::Cut,
+    teams: &[usize],
+    weights: &[f64],
+    step_s: f64,
+    most: u32,
+    need: f64,
+) -> f64 {
+    let (mut fill_s, mut share_s) = (0.0, 0.0);
+    for (i, &(group, layers)) in cut.iter().enumerate() {
+        let team = &space.groups[group].teams[teams[i]];
+        let run_s = f64::from(layers) * team.layer_s + if i + 1 == cut.len() { team.head_s } else { 0.0 };
+        fill_s += run_s;
+        share_s += weights[i] * run_s * f64::from(team.size) / f64::from(space.groups[group].gpus);
+    }
+    if fill_s > step_s {
+        return 0.0;
+    }
+    let fewest = (need / f64::from(most) / f64::from(space.micro_batch)).ceil();
+    let beat_s = if fewest > 1.0 { (step_s - fill_s) / (fewest - 1.0) } else { fill_s };
+    f64::from(space.micro_batch) * (step_s - fill_s + beat_s.min(fill_s)) / share_s
+}
+
+/// Sequences that the capacities between the clusters of an order let pass.
+fn shared_bound(modes: &[Space], order: &[usize], step_s: f64) -> f64 {
+    let mode = |space: &Space| {
+        let mut bytes = vec![0.0; space.pools.len()];
+        for pair in order.windows(2) {
+            let way = space.link(pair[0], pair[1]).expect("orders keep to links");
+            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.crossing(way, space.codec(way, mean_s)).1);
+            way.pools.iter().for_each(|&p| bytes[p] += codecs[0].min(codecs[1]) as f64);
+        }
+        let pass = bytes.iter().zip(&space.pools).filter(|(b, _)| **b > 0.0);
+        let pass = pass.map(|(b, pool)| step_s * pool.rate_bytes_per_s / b);
+        f64::from(space.micro_batch) * pass.fold(f64::INFINITY, f64::min)
+    };
+    modes.iter().map(mode).fold(0.0, f64::max)
+}
+
+/// Pipelines of a cut and an island's size that become columns.
+const PROMISING_PIPELINES: usize = 24;
 
 /// Cuts of one order that become columns.
 const PROMISING_CUTS: usize = 4;
@@ -427,7 +570,7 @@ fn quick(
     tables: &Tables,
     outline: &Outline,
     sync: &Sync,
-    step_s: f64,
+    (step_s, pricing): (f64, Pricing),
     known: u64,
 ) -> Option<(u64, Work)> {
     let hope = |sync_s: f64| {
@@ -443,6 +586,7 @@ fn quick(
     }
     let (memory, table) = tables.of(sync);
     let split = outline.fullest(memory, table)?;
+    let sync_s = if pricing == Pricing::Own { outline.sync_s(space, sync, split) } else { sync_s };
     let done = microbatches(step_s - sync_s, split.fill_s, split.beat_s).min(space.microbatches);
     let done = done - done % outline.round();
     let sequences = u64::from(done) * u64::from(space.micro_batch);
@@ -454,42 +598,49 @@ fn quick(
 
 /// An upper bound of a knapsack: of one cluster the upper hull of (GPUs, sequences), of several the tightest cluster's.
 fn hull(space: &Space, items: &[Item], clusters: &[usize], (_, high): (u32, u32)) -> f64 {
+    let most = f64::from(high);
     let per_cluster = |&g: &usize| {
         let supply = f64::from(space.groups[g].gpus);
-        let points: Vec<(f64, f64)> =
+        let mut points: Vec<(f64, f64)> =
             items.iter().map(|i| (f64::from(i.devices[g]), i.sequences as f64)).collect();
-        let most = f64::from(high);
-        // Between two points the best mix of `r` replicas has supply / r GPUs each on average.
+        points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
         let rate = points.iter().map(|p| p.1 / p.0).fold(0.0, f64::max) * supply;
         let tallest = points.iter().map(|p| p.1).fold(0.0, f64::max) * most;
-        let mut bound = rate.min(tallest);
-        for &(u1, s1) in &points {
-            for &(u2, s2) in &points {
-                // Lines through two points that lie above all others bound s by a + c u: total <= a r + c N.
-                if u2 > u1 && s2 > s1 {
-                    let c = (s2 - s1) / (u2 - u1);
-                    let a = s1 - c * u1;
-                    if a >= 0.0 && points.iter().all(|p| p.1 <= (a + c * p.0) * (1.0 + 1e-12)) {
-                        bound = bound.min(a * most + c * supply);
-                    }
-                }
-            }
-        }
-        bound
+        // A line a + c u above all points bounds the total by a r + c N.
+        let line = |pair: &[(f64, f64)]| {
+            let c = (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0);
+            let a = pair[0].1 - c * pair[0].0;
+            if a >= 0.0 && c >= 0.0 { a * most + c * supply } else { f64::INFINITY }
+        };
+        upper_hull(&points).windows(2).map(line).fold(rate.min(tallest), f64::min)
     };
     if items.is_empty() { 0.0 } else { clusters.iter().map(per_cluster).fold(f64::INFINITY, f64::min) }
 }
 
-/// max_k s_k / sum_g a_g u_kg / N_g for the best of a few weights a, and no more than `most` replicas.
-fn weighed(space: &Space, relaxed: &[Relaxed], order: &[usize], most: u32) -> f64 {
-    let tallest = relaxed.iter().map(|r| r.sequences).max().unwrap_or(0) as f64 * f64::from(most);
-    let share = |r: &Relaxed, i: usize| {
-        let run = &r.runs[i];
-        f64::from(run.stages * run.team.size) / f64::from(space.groups[run.group].gpus)
-    };
-    let mut best = tallest;
+/// The corners of the upper hull of points ascending in the first coordinate.
+fn upper_hull(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mut hull: Vec<(f64, f64)> = Vec::new();
+    for &p in points {
+        if hull.last().is_some_and(|l| l.0 == p.0) {
+            hull.pop();
+        }
+        while let [.., a, b] = hull[..] {
+            if (b.1 - a.1) * (p.0 - a.0) > (p.1 - a.1) * (b.0 - a.0) {
+                break;
+            }
+            hull.pop();
+        }
+        hull.push(p);
+    }
+    hull
+}
+
+/// max_k s_k / sum_g a_g u_kg / N_g for the best of a few weights a, and no more than `most` replicas; with the weights,
+/// if they are what bounds.
+fn weighed(space: &Space, relaxed: &[Relaxed], order: &[usize], most: u32) -> (f64, Vec<f64>) {
     let count = order.len();
-    let mut weights: Vec<Vec<f64>> = vec![vec![1.0 / count as f64; count]];
+    let even = vec![1.0 / count as f64; count];
+    let mut weights: Vec<Vec<f64>> = vec![even.clone()];
     for i in 0..count {
         for tenths in 1..=10 {
             let w = f64::from(tenths) / 10.0;
@@ -497,11 +648,18 @@ fn weighed(space: &Space, relaxed: &[Relaxed], order: &[usize], most: u32) -> f6
             weights.push((0..count).map(|j| if i == j { w } else { rest }).collect());
         }
     }
-    for w in weights {
-        let rate = |r: &Relaxed| r.sequences as f64 / (0..count).map(|i| w[i] * share(r, i)).sum::<f64>();
-        best = best.min(relaxed.iter().map(rate).fold(0.0, f64::max));
-    }
-    best
+    let bound = |w: &Vec<f64>| relaxed.iter().map(|r| rate(space, r, w)).fold(0.0, f64::max);
+    let best = weights.into_iter().map(|w| (bound(&w), w)).min_by(|a, b| a.0.total_cmp(&b.0));
+    let tallest = relaxed.iter().map(|r| r.sequences).max().unwrap_or(0) as f64 * f64::from(most);
+    best.map_or((tallest, even), |(bound, w)| (bound.min(tallest), w))
+}
+
+/// Sequences over the weighted share of the clusters that a pipeline takes.
+fn rate(space: &Space, relaxed: &Relaxed, weights: &[f64]) -> f64 {
+    let share = |(run, w): (&super::column::Run, &f64)| {
+        w * f64::from(run.stages * run.team.size) / f64::from(space.groups[run.group].gpus)
+    };
+    relaxed.sequences as f64 / relaxed.runs.iter().zip(weights).map(share).sum::<f64>()
 }
 
 /// Every choice of tensor-parallel degrees over an order.

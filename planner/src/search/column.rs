@@ -268,11 +268,17 @@ impl Outline {
             return 0.0;
         }
         let layer = space.model.layer_parameters() as f64;
-        let run = |run: &Run| {
-            let parameters = f64::from(run.layers.div_ceil(run.stages)) * layer / f64::from(run.team.size);
-            sync.stage_s(space, run.group, parameters, self.devices[run.group])
+        let last = self.runs.len() - 1;
+        let run = |(i, run): (usize, &Run)| {
+            let mut ends = 0.0;
+            ends += if i == 0 { space.model.embedding_parameters() as f64 } else { 0.0 };
+            ends += if i == last { space.model.head_parameters() as f64 } else { 0.0 };
+            // The largest stage has a share of all at least, and what does not divide.
+            let share = (f64::from(run.layers) * layer + ends) / f64::from(run.stages);
+            let largest = share.max(f64::from(run.layers.div_ceil(run.stages)) * layer);
+            sync.stage_s(space, run.group, largest / f64::from(run.team.size), self.devices[run.group])
         };
-        self.runs.iter().map(run).fold(0.0, f64::max)
+        self.runs.iter().enumerate().map(run).fold(0.0, f64::max)
     }
 
     /// The longest synchronisation of a split's stages.

@@ -89,6 +89,12 @@ impl Tables {
         Self { tables, owners }
     }
 
+    /// The tables of fewest and most sharded states, drifting or not.
+    pub fn extremes(&self) -> Vec<(&Memory, usize)> {
+        let last = self.tables.len() - 1;
+        [1, 2, last - 1, last].into_iter().map(|i| (&self.tables[i], i)).collect()
+    }
+
     /// The table of a replica: that of at most as many owners as there are.
     pub fn of(&self, sync: &Sync) -> (&Memory, usize) {
         let class = self.owners.iter().rposition(|n| *n <= sync.owners).unwrap_or(0);

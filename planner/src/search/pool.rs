@@ -9,6 +9,8 @@
 //!
 //! Not here: which columns are chosen (`market`, `master`).
 
+use std::collections::HashMap;
+
 use super::Scope;
 use super::column::{Outline, Run, Signature};
 use super::space::Space;
@@ -23,6 +25,16 @@ pub(crate) struct Pool {
     pub complete: bool,
     /// How many memory tables a mode has.
     tables: usize,
+    /// Columns of several clusters: by mode and (cluster, degree, stages, layers) of each run.
+    known: HashMap<(usize, Shape), usize>,
+    signature_index: HashMap<Signature, usize>,
+}
+
+/// (cluster, index of the degree, stages, layers) of each run.
+type Shape = Vec<(usize, usize, u32, u32)>;
+
+fn shape(runs: &[Run]) -> Shape {
+    runs.iter().map(|r| (r.group, r.team_index, r.stages, r.layers)).collect()
 }
 
 /// A pipeline under a microbatch size and a kind of recomputation.
@@ -35,7 +47,7 @@ pub(crate) struct Column {
 }
 
 /// More columns than this are not listed.
-const MOST_COLUMNS: usize = 150_000;
+const MOST_COLUMNS: usize = 8_000;
 
 impl Pool {
     /// The columns of a scope; `tables`: how many memory tables a mode has.
@@ -47,7 +59,7 @@ impl Pool {
             count <= MOST_COLUMNS
         };
         let complete = orders.iter().all(|order| walk(&modes[0], order, &mut fits));
-        let mut pool = Self { columns: vec![], signatures: vec![], fewest: vec![], complete, tables };
+        let mut pool = Self { columns: vec![], signatures: vec![], fewest: vec![], complete, tables, known: HashMap::new(), signature_index: HashMap::new() };
         if complete {
             for order in &orders {
                 pool.add_all(modes, order);
@@ -71,16 +83,19 @@ impl Pool {
 
     /// The column of several clusters with these runs, if it is there.
     pub fn known(&self, mode: usize, runs: &[Run]) -> Option<usize> {
-        let same = |c: &Column| c.mode == mode && c.outline.chunks == 1 && c.outline.runs == runs;
-        self.columns.iter().rposition(same)
+        self.known.get(&(mode, shape(runs))).copied()
     }
 
     /// Adds a column.
     pub fn add(&mut self, modes: &[Space], mode: usize, runs: Vec<Run>, chunks: u32) {
+        if runs.len() > 1 {
+            self.known.insert((mode, shape(&runs)), self.columns.len());
+        }
         let outline = Outline::new(&modes[mode], runs, chunks, self.tables);
         let signature = outline.signature();
-        let known = self.signatures.iter().rposition(|s| *s == signature);
+        let known = self.signature_index.get(&signature).copied();
         let signature = known.unwrap_or_else(|| {
+            self.signature_index.insert(signature.clone(), self.signatures.len());
             self.signatures.push(signature);
             self.fewest.push(outline.devices.clone());
             self.signatures.len() - 1

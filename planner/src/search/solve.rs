@@ -284,7 +284,7 @@ fn cliques(space: &Space, scope: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// Up to so many clusters every subset is a scenario.
-pub(crate) const FEW_CLUSTERS: usize = 4;
+pub(crate) const FEW_CLUSTERS: usize = 3;
 
 /// How many islands there can be in these clusters.
 fn most_islands(space: &Space, pool: &Pool, clusters: &[usize]) -> u32 {

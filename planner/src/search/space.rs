@@ -36,6 +36,8 @@ pub(crate) struct Space<'a> {
     pub groups: Vec<Group>,
     pub pools: Vec<Pool>,
     links: Vec<Vec<Option<Way>>>,
+    /// Between clusters: a rank's share of its way out, and what all users of the link share.
+    between: Vec<Vec<Option<(Path, f64)>>>,
 }
 
 /// The GPUs of a cluster.
@@ -105,6 +107,7 @@ impl<'a> Space<'a> {
             groups: Vec::new(),
             pools: Vec::new(),
             links: vec![vec![None; cluster.clusters.len()]; cluster.clusters.len()],
+            between: vec![vec![None; cluster.clusters.len()]; cluster.clusters.len()],
         };
         for fabric in &cluster.clusters {
             let group = space.group(fabric);
@@ -185,7 +188,8 @@ impl<'a> Space<'a> {
         };
         match self.model.exchange {
             ExchangeChoice::Auto => clusters.into_iter().all(narrow),
-            _ => true,
+            ExchangeChoice::Dense => false,
+            ExchangeChoice::Streaming | ExchangeChoice::Sparse => true,
         }
     }
 
@@ -231,16 +235,22 @@ impl<'a> Space<'a> {
     }
 
     fn exchange_between(&self, a: usize, b: usize, speakers: u32) -> Option<Path> {
-        let link = self.inventory_link(a, b)?;
+        let (share, all_bytes_per_s) = self.between[a][b]?;
+        let rate_bytes_per_s = share.rate_bytes_per_s.min(all_bytes_per_s / f64::from(speakers));
+        Some(Path { rate_bytes_per_s, ..share })
+    }
+
+    /// A rank's share of a link between two clusters, and the rate that all its users share.
+    fn shares(&self, link: &Link, a: usize, b: usize) -> (Path, f64) {
         let share = |g: usize| {
             let fabric = &self.cluster.clusters[g];
             let side =
                 link.rate_bytes_per_s.min(fabric.ethernet.map_or(f64::INFINITY, |e| e.rate_bytes_per_s));
             side / f64::from(fabric.gpus)
         };
-        let shared = link.shared_bytes_per_s.unwrap_or(f64::INFINITY) / f64::from(speakers);
-        let rate_bytes_per_s = share(a).min(share(b)).min(shared) * (1.0 - link.loss);
-        Some(Path { rate_bytes_per_s, latency_s: link.latency_s })
+        let rate_bytes_per_s = share(a).min(share(b)) * (1.0 - link.loss);
+        let all_bytes_per_s = link.shared_bytes_per_s.unwrap_or(f64::INFINITY) * (1.0 - link.loss);
+        (Path { rate_bytes_per_s, latency_s: link.latency_s }, all_bytes_per_s)
     }
 
     fn inventory_link(&self, a: usize, b: usize) -> Option<&'a Link> {
@@ -308,6 +318,8 @@ impl<'a> Space<'a> {
         for a in 0..self.groups.len() {
             for b in a + 1..self.groups.len() {
                 let Some(link) = self.inventory_link(a, b) else { continue };
+                let shares = self.shares(link, a, b);
+                (self.between[a][b], self.between[b][a]) = (Some(shares), Some(shares));
                 let (fa, fb) = (&self.cluster.clusters[a], &self.cluster.clusters[b]);
                 let hosts = fa.hosts.len().min(fb.hosts.len()) as f64;
                 let all = hosts * link.rate_bytes_per_s;
