@@ -172,6 +172,7 @@ fn fabric(name: &str, hosts: u32, gpus: u32, flops_per_s: f64) -> Fabric {
             fp16_flops_per_s: flops_per_s,
             fp32_flops_per_s: flops_per_s,
             efficiency: 0.5,
+            memory_bytes_per_s: None,
             price_usd_per_hour: None,
         },
         intra: Hop { rate_bytes_per_s: 1e9, latency_s: 1e-5 },
