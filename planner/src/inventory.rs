@@ -44,7 +44,11 @@ use crate::input::{Document, InputError};
 /// The file is unreadable or not TOML, has unknown or missing keys, or describes what cannot be (no GPU at all, a link
 /// to a cluster that does not exist, a rate of zero, …). The error shows the place.
 pub fn read(path: &Path) -> Result<Cluster, InputError> {
-    let document = Document::toml(path)?;
+    resolve(&Document::toml(path)?)
+}
+
+/// [`read`] of a file in memory.
+pub(crate) fn resolve(document: &Document) -> Result<Cluster, InputError> {
     let file: file::InventoryFile = document.decode()?;
     file.resolve()
         .and_then(|cluster| check(&cluster).map(|()| cluster))
