@@ -113,7 +113,7 @@ pub fn layer_under_s(
         return layer_flops(model, micro_batch, pass) / rate;
     };
     let products_s = pass_flops(model, micro_batch, pass, framework.attention_share) / rate;
-    let (linear, scores) = memory::kept_bytes(model, micro_batch, tensor_parallel);
+    let (linear, scores) = memory::kept_under_bytes(framework, model, micro_batch, tensor_parallel);
     let (linear, scores) = (framework.moves_of_saved * linear, framework.moves_of_scores * scores);
     let again = match pass {
         Pass::BackwardInput => recomputed(model.recompute, linear, scores),
@@ -207,7 +207,7 @@ mod tests {
 
     /// An A100 as built in, 16-bit.
     fn a100() -> Gpu {
-        let rates = Gpu { efficiency: 0.86, memory_bytes_per_s: Some(2.0e12), ..gpu(312e12, 0) };
+        let rates = Gpu { efficiency: 0.83, memory_bytes_per_s: Some(2.0e12), ..gpu(312e12, 0) };
         Gpu { name: "A100-80G".into(), ..rates }
     }
 
@@ -226,7 +226,7 @@ mod tests {
         assert!(share(1024, 8, 1) < share(4096, 8, 1) && share(4096, 8, 1) < share(16384, 8, 1));
         assert!(share(8192, 8, 8) < share(8192, 8, 1), "every rank of a group moves the same norms");
         assert!(share(512, 1, 1) < 0.5 * share(512, 8, 1), "launches");
-        assert!(share(16384, 8, 1) > 0.75 && share(16384, 8, 1) < 0.86);
+        assert!(share(16384, 8, 1) > 0.72 && share(16384, 8, 1) < 0.83);
     }
 
     /// Unfused scores: Megatron's 5 n b s^2 bytes through memory 3.6 times, by hand.
@@ -234,7 +234,7 @@ mod tests {
     fn scores_go_through_memory_where_attention_is_not_fused() {
         use crate::cost::framework::MEGATRON;
         let (model, gpu) = (large(4096), a100());
-        let products = layer_flops(&model, 4, Pass::Forward) / (0.86 * 312e12);
+        let products = layer_flops(&model, 4, Pass::Forward) / (0.83 * 312e12);
         let tokens = 4.0 * 2048.0;
         let moved = tokens * 4096.0 * 34.0 + 3.6 * 5.0 * 16.0 * tokens * 2048.0;
         let layer = layer_under_s(&MEGATRON, &model, &gpu, 4, 1, Pass::Forward);

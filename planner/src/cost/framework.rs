@@ -15,6 +15,8 @@ pub enum Crossings {
     ReceiverWaits,
     /// So does the sender (DeepSpeed's pipeline engine: blocking pairs).
     BothWait,
+    /// The same, and a tensor-parallel group sends each tensor but once, in parts, with messages about the parts.
+    BothWaitForParts,
 }
 
 /// When gradients are exchanged.
@@ -37,11 +39,22 @@ pub enum NetworkChoice {
     WholeJob,
 }
 
+/// How a tensor-parallel group holds what lies outside its matrices: norms, dropout, residuals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sequence {
+    /// Every rank all of it.
+    Whole,
+    /// Every rank a part of the sequence (Korthikanti et al., arXiv 2205.05198).
+    Split,
+}
+
 /// What a layer keeps for backward, in 16-bit training, per token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Saved {
-    /// Bytes per unit of width that every rank of a tensor-parallel group keeps.
-    pub whole: f64,
+    /// Bytes per unit of width outside the matrices' own inner tensors.
+    pub outside: f64,
+    /// Who keeps those.
+    pub sequence: Sequence,
     /// Bytes per head and per token attended to, where scores are kept.
     pub score: f64,
     /// Bytes per logit (fp32).
@@ -80,9 +93,9 @@ pub struct Framework {
 }
 
 /// Dropout masks, and scores before and after dropout: Korthikanti et al., arXiv 2205.05198.
-const WITH_DROPOUT: Saved = Saved { whole: 10.0, score: 5.0, logit: 4.0 };
+const WITH_DROPOUT: Saved = Saved { outside: 10.0, sequence: Sequence::Whole, score: 5.0, logit: 4.0 };
 /// No masks, scores once; logits, their softmax and its gradient.
-const WITHOUT_DROPOUT: Saved = Saved { whole: 8.0, score: 2.0, logit: 12.0 };
+const WITHOUT_DROPOUT: Saved = Saved { outside: 8.0, sequence: Sequence::Whole, score: 2.0, logit: 12.0 };
 
 /// Ours, with flash attention: what plans are made with.
 pub const NATIVE: Framework = Framework {
@@ -116,6 +129,7 @@ pub const MEGATRON: Framework = Framework {
 pub const MEGATRON_CORE: Framework = Framework {
     name: "megatron-core",
     attention_share: 0.5,
+    saved: Saved { sequence: Sequence::Split, ..WITH_DROPOUT },
     collective_s: 30e-6,
     crossings: Crossings::ReceiverWaits,
     gradients: Gradients::ShardedDuring,
@@ -154,9 +168,9 @@ pub const DEEPSPEED_PIPELINE: Framework = Framework {
 /// DeepSpeed 2021 as AMP's authors ran it on small cloud hosts.
 pub const DEEPSPEED_2021: Framework = Framework {
     name: "deepspeed-2021",
-    crossings: Crossings::BothWait,
-    launch_s: 1.4e-3,
-    step_s: 0.32,
+    crossings: Crossings::BothWaitForParts,
+    logit_moves_bytes: 20.0,
+    step_s: 0.45,
     ..MEGATRON
 };
 

@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use super::framework::{Framework, NATIVE};
+use super::framework::{Framework, NATIVE, Sequence};
 use crate::model::{Model, Precision, Recompute};
 use crate::plan::ExchangeKind;
 
@@ -41,12 +41,6 @@ pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<Exchange
         Some(ExchangeKind::Streaming | ExchangeKind::Sparse { .. }) => 8.0,
     };
     kept + sharded / f64::from(owners) + drifting
-}
-
-/// What a layer keeps of a microbatch in each rank of a tensor-parallel group: bytes of everything but attention
-/// scores, and of those.
-pub fn kept_bytes(model: &Model, micro_batch: u32, tensor_parallel: u32) -> (f64, f64) {
-    kept_under_bytes(&NATIVE, model, micro_batch, tensor_parallel)
 }
 
 /// Bytes that one microbatch keeps for backward in each rank of a tensor-parallel group that holds `layers`.
@@ -74,7 +68,9 @@ pub fn saved_under_bytes(
     f64::from(layers.end - layers.start) * layer + head
 }
 
-fn kept_under_bytes(
+/// What a layer keeps of a microbatch in each rank of a tensor-parallel group under a framework: bytes of everything
+/// but attention scores, and of those.
+pub fn kept_under_bytes(
     framework: &Framework,
     model: &Model,
     micro_batch: u32,
@@ -85,7 +81,9 @@ fn kept_under_bytes(
     // Before and after the activation; a gate is a third tensor.
     let inner = if model.gated_mlp() { 3.0 } else { 2.0 };
     let split = 4.0 * a + 4.0 * k + 2.0 * inner * f;
-    let linear = tokens * (framework.saved.whole * f64::from(model.hidden) + split / t);
+    let outside = framework.saved.outside * f64::from(model.hidden);
+    let outside = if framework.saved.sequence == Sequence::Split { outside / t } else { outside };
+    let linear = tokens * (outside + split / t);
     let scores = framework.saved.score * f64::from(model.heads) * tokens * f64::from(model.sequence) / t;
     let width = value_bytes(model) / 2.0;
     (width * linear, width * scores)

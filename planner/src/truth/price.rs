@@ -8,8 +8,8 @@
 //!   step       states through memory, and the framework's own work
 //! ```
 //! A NIC's share is its host's rate over the ranks, or groups, of the stage that send through it at once. Where a stage
-//! crosses by blocking calls the time is the rank's own (`Crossings`); a tensor-parallel group's crossing there takes
-//! [`PARTITION_MESSAGES`] latencies, one a message about parts.
+//! crosses by blocking calls the time is the rank's own (`Crossings`); where a group sends its tensor in parts, a
+//! crossing takes [`PARTITION_MESSAGES`] latencies, for the messages about them.
 //!
 //! Not here: what frameworks and GPUs are like (`cost::framework`, the testbeds).
 
@@ -29,8 +29,9 @@ use crate::schedule::{Action, Payload, Unit, talking_pairs};
 use crate::simulate::{Costs, Network, Route, simulate_on};
 use crate::uniform::{Degrees, uniform_plan};
 
-/// DeepSpeed's pipeline engine cuts what a tensor-parallel group sends and says how: messages a crossing.
-const PARTITION_MESSAGES: f64 = 10.0;
+/// DeepSpeed's pipeline engine cuts what a tensor-parallel group sends and says how, in small messages: latencies a
+/// crossing, fitted to AMP's two fabrics.
+const PARTITION_MESSAGES: f64 = 100.0;
 
 pub(super) fn judge(run: &Run) -> Result<Judged, TruthError> {
     let unknown = |what: String| TruthError::Unknown { run: run.name(), what };
@@ -160,8 +161,12 @@ impl Prices<'_> {
         };
         let rate = share(from, boundary).min(share(to, boundary + 1));
         let latency_s = self.way(from).1.max(self.way(to).1);
-        let in_parts = self.run.tensor > 1 && self.framework.crossings == Crossings::BothWait;
-        bytes / rate + if in_parts { PARTITION_MESSAGES } else { 1.0 } * latency_s
+        match self.framework.crossings {
+            Crossings::BothWaitForParts if self.run.tensor > 1 => {
+                bytes / f64::from(self.run.tensor) / rate + PARTITION_MESSAGES * latency_s
+            }
+            _ => bytes / rate + latency_s,
+        }
     }
 
     /// Ranks of a stage on a host whose counterparts beyond `boundary` are on another.
@@ -386,7 +391,9 @@ impl Costs for LaneCosts<'_> {
             Action::Receive { what, .. } if self.waits != Crossings::Overlapped => {
                 self.crossing_s(rank, what == Payload::Activation)
             }
-            Action::Send { what, .. } if self.waits == Crossings::BothWait => {
+            Action::Send { what, .. }
+                if matches!(self.waits, Crossings::BothWait | Crossings::BothWaitForParts) =>
+            {
                 self.crossing_s(rank, what == Payload::Gradient)
             }
             _ => 0.0,
