@@ -222,8 +222,8 @@ pub(crate) fn interleaved(groups: usize, chunks: usize, microbatches: u32) -> Pl
 fn interleaved_stages_take_turns() {
     let plan = interleaved(2, 2, 4);
     let expected = "\
-rank 0  0101aA2bB3aA2bB3cCdDcCdD|
-rank 1  .0101aAbB2aA3bB2cC3dDcCdD|
+rank 0  01012aA3bB2aA3bB.cC.dDcCdD|
+rank 1  .010aA1bB2aA3bB2cC3dDcCdD|.
 ";
     assert_eq!(picture(&plan, one_f_one_b(&plan, 1)), expected);
 }

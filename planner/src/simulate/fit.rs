@@ -7,10 +7,15 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::plan::{Plan, Seat};
+use crate::units::human_bytes;
 
 /// A rank that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("rank {rank} on GPU {gpu} of `{host}` needs {needed_bytes} B, the GPU has {memory_bytes} B")]
+#[error(
+    "rank {rank} on GPU {gpu} of `{host}` needs {}, the GPU has {}",
+    human_bytes(*needed_bytes),
+    human_bytes(*memory_bytes)
+)]
 pub struct OverMemory {
     /// Global rank.
     pub rank: u32,

@@ -9,7 +9,7 @@ use super::meeting::Flow;
 use super::program::{Begin, Program};
 use super::{Figures, Setting};
 use crate::plan::Plan;
-use crate::schedule::{Event, Schedule};
+use crate::schedule::{Action, Event, Schedule};
 
 /// A message on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -113,11 +113,20 @@ impl Drawing<'_> {
         (done().flat_map(|d| self.done(d, zero_s)).collect(), transfers)
     }
 
-    fn done(&self, done: &Done, zero_s: f64) -> impl Iterator<Item = Event> {
+    fn done<'s>(&'s self, done: &Done, zero_s: f64) -> impl Iterator<Item = Event> + use<'s> {
         let executed = self.figures.program.ranks[done.rank].rank as usize;
         let action = self.actions.0[executed][done.action];
         let (start_s, end_s) = (done.start_s - zero_s, done.end_s - zero_s);
-        self.places.twins[executed].iter().map(move |&rank| Event { rank, action, start_s, end_s })
+        let twins = self.places.twins[executed].iter().enumerate();
+        twins.map(move |(twin, &rank)| Event { rank, action: self.by(twin, action), start_s, end_s })
+    }
+
+    /// The action with the peer's `twin`-th twin for its peer.
+    fn by(&self, twin: usize, mut action: Action) -> Action {
+        if let Action::Receive { from: peer, .. } | Action::Send { to: peer, .. } = &mut action {
+            *peer = self.places.twins[*peer as usize][twin];
+        }
+        action
     }
 
     fn sent(&self, sent: &Sent, zero_s: f64, transfers: &mut Vec<Transfer>) {
