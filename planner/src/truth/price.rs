@@ -25,8 +25,8 @@ use crate::cost::memory;
 use crate::inventory::{Cluster, Fabric};
 use crate::model::{Model, Precision, Recompute};
 use crate::plan::{ExchangeKind, Plan, Replica, Stage};
-use crate::schedule::{Action, Payload, Unit, talking_pairs};
-use crate::simulate::{Costs, Network, Route, simulate_on};
+use crate::schedule::{Action, Payload, Unit};
+use crate::simulate::{Costs, Network, simulate_on};
 use crate::uniform::{Degrees, uniform_plan};
 
 /// DeepSpeed's pipeline engine cuts what a tensor-parallel group sends and says how, in small messages: latencies a
@@ -361,17 +361,16 @@ impl LaneCosts<'_> {
     }
 
     /// Messages queue for nothing: shares are in the crossings.
-    fn network(&self) -> Network {
-        let route = |(from, to): (u32, u32)| {
-            let (lane, stage) = self.lane_and_stage(from.min(to));
-            let seconds = self.lanes.crossings_s[lane][stage];
+    fn network(&self) -> Network<'static> {
+        let stages = self.lanes.plan.replicas[0].stages.len() as u32;
+        let ranks = self.lanes.plan.world_size();
+        let neighbours = (0..ranks.saturating_sub(1)).filter(|rank| (rank + 1) % stages != 0);
+        let ways = neighbours.flat_map(|rank| {
+            let seconds = self.crossing_s(rank, false);
             let latency_s = if self.waits == Crossings::Overlapped { seconds } else { 0.0 };
-            ((from, to), Route { resources: vec![], latency_s, loss: 0.0 })
-        };
-        Network {
-            resources: vec![],
-            routes: talking_pairs(&self.lanes.plan).into_iter().map(route).collect(),
-        }
+            [(rank, rank + 1), (rank + 1, rank)].map(|pair| (pair, (vec![], latency_s, 0.0)))
+        });
+        Network::given(vec![], ways.collect::<Vec<_>>())
     }
 
     /// Of the boundary before the rank's stage, or after it.
@@ -408,7 +407,11 @@ impl Costs for LaneCosts<'_> {
         0
     }
 
-    fn memory_bytes(&self, _: u32, _: u32) -> u64 {
+    fn parameter_bytes(&self, _: Unit) -> u64 {
+        0
+    }
+
+    fn memory_bytes(&self, _: u32, _: &[u32]) -> u64 {
         0
     }
 }
