@@ -373,10 +373,11 @@ impl LaneCosts<'_> {
         Network::given(vec![], ways.collect::<Vec<_>>())
     }
 
-    /// Of the boundary before the rank's stage, or after it.
+    /// Of the boundary before the rank's stage, or after it; 0 where there is none.
     fn crossing_s(&self, rank: u32, before: bool) -> f64 {
         let (lane, stage) = self.lane_and_stage(rank);
-        self.lanes.crossings_s[lane][if before { stage - 1 } else { stage }]
+        let boundary = if before { stage.checked_sub(1) } else { Some(stage) };
+        boundary.and_then(|b| self.lanes.crossings_s[lane].get(b)).copied().unwrap_or(0.0)
     }
 }
 
