@@ -4,11 +4,10 @@
 //!   runs.csv ──Run──> testbed + model + uniform plan ──lanes──> simulate ──> pipeline_s
 //!                               framework, profile ──────────────┘   + exchange_s + step_s = predicted, beside measured
 //! ```
-//! The pipeline is the discrete-event simulator's: the plan's own 1F1B, action by action. Replicas that cost the same
-//! are simulated once, and a tensor-parallel group as one lane, for all its ranks do the same; so 3072 GPUs take
-//! milliseconds. Gradients and the optimiser's step come on top in closed form (`price`), as the frameworks judged here
-//! do them after the last backward pass. Interleaved chunks (`chunks` of v) shorten the pipeline's fill by the published
-//! factor: (p - 1) (1 - 1/v) of the slowest stage is taken off.
+//! The pipeline is the discrete-event simulator's: the plan's own 1F1B, interleaved where a rank has several chunks,
+//! action by action. Replicas that cost the same are simulated once, and a tensor-parallel group as one lane, for all
+//! its ranks do the same; so 6144 GPUs take milliseconds. Gradients and the optimiser's step come on top in closed form
+//! (`price`), as the frameworks judged here do them after the last backward pass.
 //!
 //! Constants belong to GPUs, fabrics (`measured/testbeds.toml`) and frameworks (`cost::framework`), never to a run.
 //!

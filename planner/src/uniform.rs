@@ -81,7 +81,7 @@ pub fn uniform_plan(cluster: &Cluster, model: &Model, degrees: &Degrees) -> Resu
     Ok(Plan {
         version: VERSION,
         cluster: cluster.clone(),
-        model: model.clone(),
+        model: Model { micro_batch: Some(degrees.micro_batch), ..model.clone() },
         micro_batch: degrees.micro_batch,
         schedule: ScheduleSpec { kind: ScheduleKind::OneForwardOneBackward, virtual_stages: 1 },
         replicas,
@@ -155,8 +155,8 @@ mod tests {
         assert_eq!(ranks(1, 1), [(6, "a-1", 2), (7, "a-1", 3)]);
         assert_eq!(plan.replicas[0].stages[1].layers, [1, 3]);
         assert_eq!(plan.replicas[0].microbatches, 4, "16 sequences, two replicas, two at a time");
-        let path = tempfile::tempdir().unwrap();
-        let file = path.path().join("plan.json");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("plan.json");
         crate::plan::write(&plan, &file).unwrap();
         assert_eq!(crate::plan::read(&file).unwrap(), plan, "it is a sound plan");
     }

@@ -131,7 +131,7 @@ pub const MEGATRON_CORE: Framework = Framework {
     attention_share: 0.5,
     saved: Saved { sequence: Sequence::Split, ..WITH_DROPOUT },
     collective_s: 30e-6,
-    crossings: Crossings::ReceiverWaits,
+    crossings: Crossings::Overlapped,
     gradients: Gradients::ShardedDuring,
     ..NATIVE
 };
@@ -140,6 +140,7 @@ pub const MEGATRON_CORE: Framework = Framework {
 pub const MEGATRON_LM: Framework = Framework {
     name: "megatron-lm",
     attention_share: 1.0,
+    crossings: Crossings::ReceiverWaits,
     gradients: Gradients::ShardedAfter,
     network: NetworkChoice::WholeJob,
     ..MEGATRON_CORE

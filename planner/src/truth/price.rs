@@ -13,20 +13,20 @@
 //!
 //! Not here: what frameworks and GPUs are like (`cost::framework`, the testbeds).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::profile::{self, Times};
 use super::testbed::{self, Testbed};
 use super::{Judged, Run, TruthError};
 use crate::cost::compute::{PASSES, Pass, head_under_s, layer_under_s};
-use crate::cost::exchange::{Path, ring_all_reduce_s};
+use crate::cost::exchange::{Path, ring_over_hosts_s};
 use crate::cost::framework::{self, Crossings, Framework, Gradients, NetworkChoice};
 use crate::cost::memory;
 use crate::inventory::{Cluster, Fabric};
 use crate::model::{Model, Precision, Recompute};
-use crate::plan::{ExchangeKind, Plan, Replica, Stage};
+use crate::plan::{Boundary, Codec, ExchangeKind, Plan, Replica, Stage, Transport};
 use crate::schedule::{Action, Payload, Unit};
-use crate::simulate::{Costs, Network, simulate_on};
+use crate::simulate::{Costs, Network, SimulateError, simulate_on};
 use crate::uniform::{Degrees, uniform_plan};
 
 /// DeepSpeed's pipeline engine cuts what a tensor-parallel group sends and says how, in small messages: latencies a
@@ -129,20 +129,27 @@ impl Prices<'_> {
             return 0.0;
         }
         let distinct: BTreeSet<&str> = hosts.iter().copied().collect();
-        let bus = |host: &str| self.fabric(host).intra;
-        let slowest_bus = distinct.iter().map(|h| bus(h).rate_bytes_per_s).fold(f64::INFINITY, f64::min);
-        if distinct.len() == 1 {
-            let path = Path { rate_bytes_per_s: slowest_bus, latency_s: bus(hosts[0]).latency_s };
-            return ring_all_reduce_s(ring, bytes, path) + self.framework.collective_s;
-        }
+        let slowest = |paths: &mut dyn Iterator<Item = Path>| {
+            paths.fold(Path { rate_bytes_per_s: f64::INFINITY, latency_s: 0.0 }, |a, b| Path {
+                rate_bytes_per_s: a.rate_bytes_per_s.min(b.rate_bytes_per_s),
+                latency_s: a.latency_s.max(b.latency_s),
+            })
+        };
+        let bus = |host: &&str| {
+            let hop = self.fabric(host).intra;
+            Path { rate_bytes_per_s: hop.rate_bytes_per_s, latency_s: hop.latency_s }
+        };
         let share = |host: &&str| {
             let members = hosts.iter().filter(|h| h == &host).count() as f64;
-            self.way(host).0 * members / f64::from(self.fabric(host).gpus)
+            let (rate_bytes_per_s, latency_s) = self.way(host);
+            Path {
+                rate_bytes_per_s: rate_bytes_per_s * members / f64::from(self.fabric(host).gpus),
+                latency_s,
+            }
         };
-        let rate_bytes_per_s = distinct.iter().map(|h| share(h)).fold(slowest_bus, f64::min);
-        let latency_s = distinct.iter().map(|h| self.way(h).1).fold(0.0, f64::max);
-        let moved_s = ring_all_reduce_s(ring, bytes, Path { rate_bytes_per_s, latency_s: 0.0 });
-        moved_s + 2.0 * (distinct.len() - 1) as f64 * latency_s + self.framework.collective_s
+        let (bus, between) =
+            (slowest(&mut distinct.iter().map(bus)), slowest(&mut distinct.iter().map(share)));
+        ring_over_hosts_s(ring, distinct.len() as u32, bytes, bus, between) + self.framework.collective_s
     }
 
     /// What crosses a boundary of a replica takes, one way.
@@ -213,7 +220,10 @@ impl Prices<'_> {
             Gradients::AllReducedAfter => all_reduce_s(4.0 * parameters),
             Gradients::ShardedAfter => scatter_s + gather_s,
             Gradients::ShardedDuring => {
-                (scatter_s - input_s - weight_s).max(0.0) + (gather_s - forward_s).max(0.0)
+                // A chunk's gradients are whole once the last round of microbatches has passed it: one without chunks.
+                let round = if self.run.chunks > 1 { f64::from(self.run.pipeline) } else { 1.0 };
+                let hidden = |collective_s: f64, compute_s: f64| (collective_s - round * compute_s).max(0.0);
+                hidden(scatter_s, input_s + weight_s) + hidden(gather_s, forward_s)
             }
         }
     }
@@ -283,119 +293,129 @@ fn slowest_link(cluster: &Cluster, fabric: &Fabric, nic: (f64, f64)) -> (f64, f6
 
 /// The replicas that differ, each group of ranks by its first.
 struct Lanes {
+    /// With a rank's chunks as stages of their own, in turn over the groups.
     plan: Plan,
-    /// By lane: its replica in the run's plan.
-    replicas: Vec<usize>,
+    /// Tensor-parallel groups of a pipeline.
+    groups: usize,
     /// By lane and stage.
     passes_s: Vec<Vec<[f64; 3]>>,
-    /// By lane and boundary.
+    /// By lane and group: to the next group, of the last one to the first.
     crossings_s: Vec<Vec<f64>>,
 }
 
 impl Lanes {
     fn of(prices: &Prices) -> Result<Self, String> {
-        let mut seen = BTreeMap::new();
-        let mut lanes =
-            Lanes { plan: prices.plan.clone(), replicas: vec![], passes_s: vec![], crossings_s: vec![] };
+        let mut seen = BTreeSet::new();
+        let (groups, chunks) = (prices.plan.replicas[0].stages.len(), prices.run.chunks);
+        let mut lanes = Lanes { plan: prices.plan.clone(), groups, passes_s: vec![], crossings_s: vec![] };
         lanes.plan.replicas.clear();
         lanes.plan.exchange.clear();
+        lanes.plan.schedule.virtual_stages = chunks;
         for (index, replica) in prices.plan.replicas.iter().enumerate() {
+            let stages = chunked(&replica.stages, chunks)?;
             let passes_s: Vec<[f64; 3]> =
-                replica.stages.iter().map(|s| prices.stage_s(s)).collect::<Result<_, _>>()?;
-            let boundaries = 0..replica.boundaries.len();
-            let crossings_s: Vec<f64> = boundaries.map(|b| prices.crossing_s(index, b)).collect();
+                stages.iter().map(|s| prices.stage_s(s)).collect::<Result<_, _>>()?;
+            let mut crossings_s: Vec<f64> = (0..groups - 1).map(|b| prices.crossing_s(index, b)).collect();
+            crossings_s.push(crossings_s.first().copied().unwrap_or(0.0));
             let same = passes_s.iter().flatten().chain(&crossings_s).map(|s| s.to_bits()).collect::<Vec<_>>();
-            if seen.insert(same, index).is_some() {
-                continue;
+            if seen.insert(same) {
+                lanes.add(replica, stages, passes_s, crossings_s);
             }
-            lanes.add(index, replica, passes_s, crossings_s);
         }
         Ok(lanes)
     }
 
-    fn add(&mut self, index: usize, replica: &Replica, passes_s: Vec<[f64; 3]>, crossings_s: Vec<f64>) {
-        let mut lane = replica.clone();
-        let first = self.replicas.len() * lane.stages.len();
-        for (rank, stage) in (first as u32..).zip(&mut lane.stages) {
+    fn add(&mut self, replica: &Replica, stages: Vec<Stage>, passes_s: Vec<[f64; 3]>, crossings_s: Vec<f64>) {
+        let first = (self.passes_s.len() * self.groups) as u32;
+        let mut lane = Replica { stages, ..replica.clone() };
+        for (position, stage) in lane.stages.iter_mut().enumerate() {
             stage.ranks.truncate(1);
-            stage.ranks[0].rank = rank;
+            stage.ranks[0].rank = first + (position % self.groups) as u32;
         }
+        let boundary = Boundary { codec: Codec::None, transport: Transport::Nccl };
+        lane.boundaries = vec![boundary; lane.stages.len() - 1];
         self.plan.replicas.push(lane);
-        self.replicas.push(index);
         self.passes_s.push(passes_s);
         self.crossings_s.push(crossings_s);
     }
 
     /// Seconds of the slowest pipeline, and the bytes of the fullest GPU.
-    fn simulate(&self, prices: &Prices) -> Result<(f64, f64), crate::simulate::SimulateError> {
+    fn simulate(&self, prices: &Prices) -> Result<(f64, f64), SimulateError> {
         let costs = LaneCosts { lanes: self, waits: prices.framework.crossings };
         let simulated = simulate_on(&self.plan, &costs.network(), &costs)?;
-        let stages = self.plan.replicas.iter().flat_map(|r| &r.stages);
-        let held = stages.zip(&simulated.peak_in_flight).map(|(s, &n)| prices.memory_bytes(s, n));
-        Ok((simulated.step_s - self.chunks_save_s(prices.run.chunks), held.fold(0.0, f64::max)))
+        let groups = self.plan.replicas.iter().flat_map(|r| &r.stages[..self.groups]);
+        let held = groups.zip(&simulated.peak_in_flight).map(|(stage, &n)| prices.memory_bytes(stage, n));
+        Ok((simulated.step_s, held.fold(0.0, f64::max)))
     }
 
-    /// Chunks fill the pipeline in a v-th of the time: (p - 1) (1 - 1/v) of the slowest stage.
-    fn chunks_save_s(&self, chunks: u32) -> f64 {
-        let stages = self.plan.replicas[0].stages.len();
-        let slowest = (0..stages).map(|s| self.slowest_passes_s(s).iter().sum()).fold(0.0, f64::max);
-        (stages - 1) as f64 * (1.0 - 1.0 / f64::from(chunks)) * slowest
-    }
-
-    fn slowest_passes_s(&self, stage: usize) -> [f64; 3] {
-        let lanes = self.passes_s.iter().map(|stages| stages[stage]);
+    /// Of a microbatch through all chunks of a group.
+    fn slowest_passes_s(&self, group: usize) -> [f64; 3] {
+        let sum = |a: [f64; 3], b: &[f64; 3]| [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
+        let of_group =
+            |stages: &Vec<[f64; 3]>| stages[group..].iter().step_by(self.groups).fold([0.0; 3], sum);
+        let lanes = self.passes_s.iter().map(of_group);
         lanes.max_by(|a, b| a.iter().sum::<f64>().total_cmp(&b.iter().sum())).expect("there is a lane")
     }
 }
 
-/// The simulator's view: a rank is a stage of a lane, crossings are its own time or the route's latency.
+/// Stages cut into chunks, dealt out in turn.
+fn chunked(stages: &[Stage], chunks: u32) -> Result<Vec<Stage>, String> {
+    let mut first = 0;
+    let pieces = (0..chunks).flat_map(|_| stages).map(|stage| {
+        let layers = stage.layers[1] - stage.layers[0];
+        if !layers.is_multiple_of(chunks) {
+            return Err(format!("{chunks} chunks do not divide the {layers} layers of a stage"));
+        }
+        first += layers / chunks;
+        Ok(Stage { layers: [first - layers / chunks, first], ranks: stage.ranks.clone() })
+    });
+    pieces.collect()
+}
+
+/// The simulator's view: a rank is a group of a lane, crossings are its own time or the way's latency.
 struct LaneCosts<'a> {
     lanes: &'a Lanes,
     waits: Crossings,
 }
 
 impl LaneCosts<'_> {
-    fn lane_and_stage(&self, rank: u32) -> (usize, usize) {
-        let stages = self.lanes.plan.replicas[0].stages.len();
-        (rank as usize / stages, rank as usize % stages)
+    fn lane_and_group(&self, rank: u32) -> (usize, usize) {
+        (rank as usize / self.lanes.groups, rank as usize % self.lanes.groups)
     }
 
     /// Messages queue for nothing: shares are in the crossings.
     fn network(&self) -> Network<'static> {
-        let stages = self.lanes.plan.replicas[0].stages.len() as u32;
-        let ranks = self.lanes.plan.world_size();
-        let neighbours = (0..ranks.saturating_sub(1)).filter(|rank| (rank + 1) % stages != 0);
-        let ways = neighbours.flat_map(|rank| {
-            let seconds = self.crossing_s(rank, false);
+        let groups = self.lanes.groups as u32;
+        let ways = (0..self.lanes.plan.world_size()).flat_map(|rank| {
+            let next = if (rank + 1) % groups == 0 { rank + 1 - groups } else { rank + 1 };
+            let seconds = self.crossing_s(rank, true);
             let latency_s = if self.waits == Crossings::Overlapped { seconds } else { 0.0 };
-            [(rank, rank + 1), (rank + 1, rank)].map(|pair| (pair, (vec![], latency_s, 0.0)))
+            [(rank, next), (next, rank)].map(|pair| (pair, (vec![], latency_s, 0.0)))
         });
         Network::given(vec![], ways.collect::<Vec<_>>())
     }
 
-    /// Of the boundary before the rank's stage, or after it; 0 where there is none.
-    fn crossing_s(&self, rank: u32, before: bool) -> f64 {
-        let (lane, stage) = self.lane_and_stage(rank);
-        let boundary = if before { stage.checked_sub(1) } else { Some(stage) };
-        boundary.and_then(|b| self.lanes.crossings_s[lane].get(b)).copied().unwrap_or(0.0)
+    /// From the rank's group to the next, or from the one before it.
+    fn crossing_s(&self, rank: u32, to_next: bool) -> f64 {
+        let (lane, group) = self.lane_and_group(rank);
+        let groups = self.lanes.groups;
+        self.lanes.crossings_s[lane][if to_next { group } else { (group + groups - 1) % groups }]
     }
 }
 
 impl Costs for LaneCosts<'_> {
     fn action_s(&self, rank: u32, action: Action) -> f64 {
-        let (lane, stage) = self.lane_and_stage(rank);
-        let [forward_s, input_s, weight_s] = self.lanes.passes_s[lane][stage];
+        let (lane, group) = self.lane_and_group(rank);
+        let passes_s = |chunk: u32| self.lanes.passes_s[lane][group + chunk as usize * self.lanes.groups];
+        let receiver_waits = self.waits != Crossings::Overlapped;
+        let sender_waits = matches!(self.waits, Crossings::BothWait | Crossings::BothWaitForParts);
         match action {
-            Action::Forward { .. } => forward_s,
-            Action::BackwardInput { .. } => input_s + weight_s,
-            Action::Receive { what, .. } if self.waits != Crossings::Overlapped => {
-                self.crossing_s(rank, what == Payload::Activation)
-            }
-            Action::Send { what, .. }
-                if matches!(self.waits, Crossings::BothWait | Crossings::BothWaitForParts) =>
-            {
+            Action::Forward { chunk, .. } => passes_s(chunk)[0],
+            Action::BackwardInput { chunk, .. } => passes_s(chunk)[1] + passes_s(chunk)[2],
+            Action::Receive { what, .. } if receiver_waits => {
                 self.crossing_s(rank, what == Payload::Gradient)
             }
+            Action::Send { what, .. } if sender_waits => self.crossing_s(rank, what == Payload::Activation),
             _ => 0.0,
         }
     }

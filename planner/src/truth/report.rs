@@ -118,7 +118,7 @@ pub fn render(judged: &[Judged], most_rows: usize) -> String {
     summaries.iter().for_each(|s| text.push_str(&summary_row(s)));
     text.push_str(
         "\nPipelines are simulated as discrete events, equal replicas once and a tensor-parallel group as one lane;\n\
-         gradients, the optimiser's step and interleaved chunks are closed forms on top (docs/cost-model.md).\n",
+         gradients and the optimiser's step are closed forms on top (docs/cost-model.md).\n",
     );
     text
 }
