@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use narrows_planner::truth::{self, Judged, Run};
 
 use crate::terminal::say;
@@ -31,7 +30,7 @@ const MOST_ROWS: usize = 60;
 pub fn run(args: Truth) -> anyhow::Result<ExitCode> {
     let mut runs: Vec<Run> = truth::shipped();
     for path in &args.extra {
-        runs.extend(truth::read(path).with_context(|| path.display().to_string())?);
+        runs.extend(truth::read(path)?);
     }
     let judged = runs.iter().map(truth::judge).collect::<Result<Vec<Judged>, _>>()?;
     let text = match args.json {
