@@ -14,4 +14,6 @@ pub mod search;
 pub mod simulate;
 pub mod topology;
 pub mod trace;
+pub mod truth;
+pub mod uniform;
 pub mod units;

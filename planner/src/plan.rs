@@ -244,10 +244,24 @@ pub struct Solver {
     pub wall_s: f64,
 }
 
+impl Replica {
+    /// Tensor-parallel groups in the pipeline, `p`: the stages before the first group comes again.
+    pub fn depth(&self) -> usize {
+        let again = self.stages.iter().skip(1).position(|s| s.ranks == self.stages[0].ranks);
+        again.map_or(self.stages.len(), |others| others + 1)
+    }
+
+    /// Model chunks of a rank, `v`: 1 in a plain pipeline.
+    pub fn virtual_stages(&self) -> usize {
+        self.stages.len().div_ceil(self.depth().max(1))
+    }
+}
+
 impl Plan {
     /// Number of ranks over all replicas.
     pub fn world_size(&self) -> u32 {
-        self.replicas.iter().flat_map(|r| &r.stages).map(|s| s.ranks.len() as u32).sum()
+        let ranks = |r: &Replica| r.stages[..r.depth()].iter().map(|s| s.ranks.len() as u32).sum::<u32>();
+        self.replicas.iter().map(ranks).sum()
     }
 
     /// Sequences per microbatch of a replica.
@@ -260,14 +274,14 @@ impl Plan {
         self.replicas[replica].recompute.unwrap_or(self.model.recompute)
     }
 
-    /// Every rank with its replica, stage and placement, in rank order.
+    /// Every rank with its replica, (first) stage and placement, in rank order.
     pub fn seats(&self) -> Vec<Seat<'_>> {
         let mut seats: Vec<_> = self
             .replicas
             .iter()
             .enumerate()
             .flat_map(|(replica, r)| {
-                r.stages.iter().enumerate().flat_map(move |(stage, s)| {
+                r.stages[..r.depth()].iter().enumerate().flat_map(move |(stage, s)| {
                     s.ranks.iter().map(move |placement| Seat { replica, stage, placement })
                 })
             })
@@ -289,8 +303,15 @@ impl Plan {
 pub struct Seat<'a> {
     /// Index into [`Plan::replicas`].
     pub replica: usize,
-    /// Index into that replica's stages.
+    /// Index into that replica's stages; of a rank with several, the first.
     pub stage: usize,
     /// Rank, host and GPU.
     pub placement: &'a Placement,
+}
+
+impl Seat<'_> {
+    /// The stage of the rank's model chunk `chunk`.
+    pub fn stage_of(&self, plan: &Plan, chunk: u32) -> usize {
+        self.stage + chunk as usize * plan.replicas[self.replica].depth()
+    }
 }

@@ -29,7 +29,10 @@ mod replay;
 pub use check::{Checked, ScheduleError, check, check_forward_only};
 pub use draw::{draw, draw_events};
 pub use generate::{forward_only, gpipe, of, one_f_one_b};
-pub use peers::{Peer, Share, Unit, boundary_peers, exchange_peers, exchanges_at, talking_pairs, units};
+pub use peers::{Peer, Share, Unit, boundary_peers, exchange_peers, exchanges_at, is_due, units};
+
+pub(crate) use check::{check_some, held};
+pub(crate) use generate::lists;
 
 /// What crosses a stage boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,7 +44,8 @@ pub enum Payload {
     Gradient,
 }
 
-/// One thing a rank does. A `Receive` waits for a message that may have been in flight long before; a `Send` hands
+/// One thing a rank does. `chunk` tells a rank's stages apart where it has several (virtual stages), else it is 0: stage
+/// `s` of `p` groups is chunk `s / p`. A `Receive` waits for a message that may have been in flight long before; a `Send` hands
 /// its bytes over and does not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
@@ -54,11 +58,17 @@ pub enum Action {
         what: Payload,
         /// Index in the step, from 0.
         microbatch: u32,
+        /// Of the stage before the boundary that it crosses.
+        #[serde(default, skip_serializing_if = "is_first")]
+        chunk: u32,
     },
     /// The stage's forward pass.
     Forward {
         /// Index in the step, from 0.
         microbatch: u32,
+        /// Of the stage.
+        #[serde(default, skip_serializing_if = "is_first")]
+        chunk: u32,
     },
     /// Hand a microbatch's activation or gradient over.
     Send {
@@ -68,16 +78,25 @@ pub enum Action {
         what: Payload,
         /// Index in the step, from 0.
         microbatch: u32,
+        /// Of the stage before the boundary that it crosses.
+        #[serde(default, skip_serializing_if = "is_first")]
+        chunk: u32,
     },
     /// The gradient of the stage's input.
     BackwardInput {
         /// Index in the step, from 0.
         microbatch: u32,
+        /// Of the stage.
+        #[serde(default, skip_serializing_if = "is_first")]
+        chunk: u32,
     },
     /// The gradient of the stage's weights.
     BackwardWeight {
         /// Index in the step, from 0.
         microbatch: u32,
+        /// Of the stage.
+        #[serde(default, skip_serializing_if = "is_first")]
+        chunk: u32,
     },
     /// Dense exchange: all-reduce of the gradients with the other replicas' owners of the same layers.
     Reduce,
@@ -110,13 +129,22 @@ impl Event {
         let kind = self.action.name();
         let microbatch = self.action.microbatch();
         TraceEvent {
-            name: microbatch.map_or(kind.into(), |m| format!("{kind} {m}").into()),
+            name: microbatch.map_or(kind.into(), |m| format!("{kind} {m}{}", self.chunk_note()).into()),
             category: kind.into(),
             rank: self.rank,
             thread: 0,
             start_us: self.start_s * 1e6,
             duration_us: (self.end_s - self.start_s) * 1e6,
             args: microbatch.map(|m| ("microbatch", m.into())).into_iter().collect(),
+        }
+    }
+}
+
+impl Event {
+    fn chunk_note(&self) -> String {
+        match self.action.chunk() {
+            0 => String::new(),
+            chunk => format!(" of chunk {chunk}"),
         }
     }
 }
@@ -140,13 +168,29 @@ impl Action {
     pub fn microbatch(&self) -> Option<u32> {
         match *self {
             Action::Receive { microbatch, .. }
-            | Action::Forward { microbatch }
+            | Action::Forward { microbatch, .. }
             | Action::Send { microbatch, .. }
-            | Action::BackwardInput { microbatch }
-            | Action::BackwardWeight { microbatch } => Some(microbatch),
+            | Action::BackwardInput { microbatch, .. }
+            | Action::BackwardWeight { microbatch, .. } => Some(microbatch),
             Action::Reduce | Action::Step | Action::Exchange => None,
         }
     }
+
+    /// The model chunk it works on; 0 where a rank has one stage.
+    pub fn chunk(&self) -> u32 {
+        match *self {
+            Action::Receive { chunk, .. }
+            | Action::Forward { chunk, .. }
+            | Action::Send { chunk, .. }
+            | Action::BackwardInput { chunk, .. }
+            | Action::BackwardWeight { chunk, .. } => chunk,
+            Action::Reduce | Action::Step | Action::Exchange => 0,
+        }
+    }
+}
+
+fn is_first(chunk: &u32) -> bool {
+    *chunk == 0
 }
 
 impl fmt::Display for Payload {
@@ -161,18 +205,26 @@ impl fmt::Display for Payload {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Action::Receive { from, what, microbatch } => {
+            Action::Receive { from, what, microbatch, .. } => {
                 write!(f, "receive the {what} of microbatch {microbatch} from rank {from}")
             }
-            Action::Send { to, what, microbatch } => {
+            Action::Send { to, what, microbatch, .. } => {
                 write!(f, "send the {what} of microbatch {microbatch} to rank {to}")
             }
-            Action::Forward { microbatch } => write!(f, "forward of microbatch {microbatch}"),
-            Action::BackwardInput { microbatch } => write!(f, "input gradient of microbatch {microbatch}"),
-            Action::BackwardWeight { microbatch } => write!(f, "weight gradient of microbatch {microbatch}"),
+            Action::Forward { microbatch, .. } => write!(f, "forward of microbatch {microbatch}"),
+            Action::BackwardInput { microbatch, .. } => {
+                write!(f, "input gradient of microbatch {microbatch}")
+            }
+            Action::BackwardWeight { microbatch, .. } => {
+                write!(f, "weight gradient of microbatch {microbatch}")
+            }
             Action::Reduce => f.write_str("reduce the gradients"),
             Action::Step => f.write_str("step"),
             Action::Exchange => f.write_str("exchange with the other replicas"),
+        }?;
+        match self.chunk() {
+            0 => Ok(()),
+            chunk => write!(f, ", chunk {chunk}"),
         }
     }
 }

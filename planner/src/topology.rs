@@ -1,25 +1,23 @@
-//! Who reaches whom, over what: the inventory as a directed graph of capacities.
+//! Who reaches whom, over what: the inventory as capacities and the ways through them.
 //!
 //! ```text
 //!            bus(host)                                     one host: the GPUs' intra ports
 //!  gpu.out ─┬─> nic ──> fabric(cluster) ──> nic ─┬─> gpu.in   one cluster: its NICs
 //!           └─> ethernet ──> link side ══ link ══> link side ──> ethernet ─┘   two clusters: their [[link]]
 //! ```
-//! Every edge that limits something carries a [`Resource`]; the same resource on two routes means that they share it.
-//! All are directional: what a NIC receives does not slow what it sends. A route is the path with the fewest edges,
-//! so a host's own bus is preferred to its NIC and that to a link. RDMA NICs of unlike classes never meet: between
-//! clusters only the `[[link]]` counts, over TCP.
+//! Everything that limits something is a [`Resource`]; the same resource on two routes means that they share it. All are
+//! directional: what a NIC receives does not slow what it sends. A host's own bus is preferred to its NIC and that to a
+//! link. RDMA NICs of unlike classes never meet: between clusters only the `[[link]]` counts, over TCP.
+//!
+//! There is no graph to search: with these three kinds of way a route is arithmetic on where the two GPUs are, which is
+//! what lets a plan of 10,000 GPUs be routed in milliseconds.
 //!
 //! Limits: clusters without a `[[link]]` between them do not reach each other, even where a third cluster touches
-//! both (the graph leads from `out` nodes to `in` nodes and never back). Of two links between the same clusters the
-//! first is used.
+//! both. Of two links between the same clusters the first is used.
 //!
 //! Not here: time of a transfer that shares a resource (`simulate`), closed forms (`cost`).
 
 use std::collections::HashMap;
-
-use petgraph::algo::astar;
-use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::inventory::{Cluster, Fabric, Gpu, Link, NicClass};
 
@@ -72,55 +70,108 @@ pub struct Route {
     pub rate_bytes_per_s: f64,
 }
 
+/// Most resources of a way: Ethernet, link side, link, link side, Ethernet.
+const HOPS: usize = 5;
+
+/// A route without its name and its rate, made without allocating.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Way {
+    hops: [u32; HOPS],
+    len: u8,
+    /// One way.
+    pub latency_s: f64,
+    /// Share of packets lost on the way, in [0, 1).
+    pub loss: f64,
+}
+
+impl Way {
+    /// Indices of the resources that it occupies, in order.
+    pub fn resources(&self) -> impl ExactSizeIterator<Item = usize> + use<> {
+        self.hops.into_iter().take(usize::from(self.len)).map(|r| r as usize)
+    }
+
+    /// Over these resources, at most five.
+    pub(crate) fn over(resources: impl IntoIterator<Item = u32>, latency_s: f64, loss: f64) -> Self {
+        let mut way = Way { hops: [0; HOPS], len: 0, latency_s, loss };
+        for resource in resources {
+            way.hops[usize::from(way.len)] = resource;
+            way.len += 1;
+        }
+        way
+    }
+}
+
 /// The inventory's GPUs and what joins them.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    graph: DiGraph<(), Edge>,
     resources: Vec<Resource>,
-    gpus: Vec<GpuNode>,
-    by_place: HashMap<(String, u32), GpuId>,
-    kinds: Vec<Gpu>,
+    fabrics: Vec<FabricPlace>,
+    /// By name: cluster and index in it.
+    hosts: HashMap<String, (u32, u32)>,
+    host_names: Vec<Vec<String>>,
+    gpus: Vec<GpuPlace>,
+    links: Vec<LinkPlace>,
+    /// The first link between two clusters, the lower index first.
+    link_between: HashMap<(u32, u32), u32>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct GpuPlace {
+    fabric: u32,
+    host: u32,
+    index: u32,
+}
+
+/// A cluster's kinds, and where its resources begin: each host has its NICs, its Ethernet, its GPUs' ports.
 #[derive(Debug, Clone)]
-struct Edge {
-    resource: Option<ResourceId>,
+struct FabricPlace {
+    gpu: Gpu,
+    intra_latency_s: f64,
+    nic_class: NicClass,
+    nic_latency_s: f64,
+    nics: u32,
+    has_ethernet: bool,
+    gpus: u32,
+    first_gpu: u32,
+    first_resource: u32,
+}
+
+/// A link, and where its resources of either direction begin: the shared capacity, each host's side out, in.
+#[derive(Debug, Clone)]
+struct LinkPlace {
+    name: String,
     latency_s: f64,
     loss: f64,
-    class: Option<RouteClass>,
+    is_shared: bool,
+    /// Cluster indices.
+    ends: [u32; 2],
+    /// Hosts of either cluster.
+    hosts: [u32; 2],
+    /// Of the direction from `ends[0]`, and from `ends[1]`.
+    first_resource: [u32; 2],
 }
 
-#[derive(Debug, Clone)]
-struct GpuNode {
-    fabric: usize,
-    host: String,
-    index: u32,
-    out: NodeIndex,
-    into: NodeIndex,
-}
-
-/// The nodes through which a host's traffic leaves and arrives.
-struct HostNodes {
-    out: NodeIndex,
-    into: NodeIndex,
-}
+/// Which way something passes.
+const OUT: u32 = 0;
+const IN: u32 = 1;
 
 impl Topology {
-    /// The graph of an inventory.
+    /// The ways of an inventory.
     pub fn new(cluster: &Cluster) -> Self {
         let mut topology = Self {
-            graph: DiGraph::new(),
             resources: Vec::new(),
+            fabrics: Vec::new(),
+            hosts: HashMap::new(),
+            host_names: Vec::new(),
             gpus: Vec::new(),
-            by_place: HashMap::new(),
-            kinds: cluster.clusters.iter().map(|f| f.gpu.clone()).collect(),
+            links: Vec::new(),
+            link_between: HashMap::new(),
         };
-        let hosts: Vec<Vec<HostNodes>> =
-            cluster.clusters.iter().enumerate().map(|(i, fabric)| topology.add_fabric(i, fabric)).collect();
+        cluster.clusters.iter().for_each(|fabric| topology.add_fabric(fabric));
         let position = |name: &str| cluster.clusters.iter().position(|f| f.name == name);
         for link in &cluster.links {
             if let (Some(a), Some(b)) = (position(&link.between[0]), position(&link.between[1])) {
-                topology.add_link(link, [&cluster.clusters[a], &cluster.clusters[b]], [&hosts[a], &hosts[b]]);
+                topology.add_link(link, [a, b], [&cluster.clusters[a], &cluster.clusters[b]]);
             }
         }
         topology
@@ -128,7 +179,9 @@ impl Topology {
 
     /// The GPU `gpu` of the host named `host`.
     pub fn gpu(&self, host: &str, gpu: u32) -> Option<GpuId> {
-        self.by_place.get(&(host.to_owned(), gpu)).copied()
+        let &(fabric, host) = self.hosts.get(host)?;
+        let fabric = &self.fabrics[fabric as usize];
+        (gpu < fabric.gpus).then(|| GpuId(fabric.first_gpu + host * fabric.gpus + gpu))
     }
 
     /// All GPUs, in inventory order.
@@ -138,17 +191,23 @@ impl Topology {
 
     /// Its kind.
     pub fn gpu_spec(&self, gpu: GpuId) -> &Gpu {
-        &self.kinds[self.node(gpu).fabric]
+        &self.fabrics[self.fabric(gpu)].gpu
     }
 
     /// Index of its cluster in the inventory.
     pub fn fabric(&self, gpu: GpuId) -> usize {
-        self.node(gpu).fabric
+        self.at(gpu).fabric as usize
     }
 
     /// Its host's name and its index there.
     pub fn place(&self, gpu: GpuId) -> (&str, u32) {
-        (&self.node(gpu).host, self.node(gpu).index)
+        let at = self.at(gpu);
+        (&self.host_names[at.fabric as usize][at.host as usize], at.index)
+    }
+
+    /// Its host: index of the cluster, then of the host in it.
+    pub fn host(&self, gpu: GpuId) -> (usize, u32) {
+        (self.fabric(gpu), self.at(gpu).host)
     }
 
     /// Everything with a capacity.
@@ -158,153 +217,155 @@ impl Topology {
 
     /// The way from one GPU to another; `None` between clusters that no link joins.
     pub fn route(&self, from: GpuId, to: GpuId) -> Option<Route> {
+        let way = self.way(from, to)?;
+        let rates = way.resources().map(|r| self.resources[r].rate_bytes_per_s);
+        Some(Route {
+            rate_bytes_per_s: rates.fold(f64::INFINITY, f64::min) * (1.0 - way.loss),
+            resources: way.resources().map(|r| ResourceId(r as u32)).collect(),
+            latency_s: way.latency_s,
+            loss: way.loss,
+            class: self.class(from, to),
+        })
+    }
+
+    /// As [`Topology::route`], without what has to be named.
+    pub fn way(&self, from: GpuId, to: GpuId) -> Option<Way> {
+        let (a, b) = (self.at(from), self.at(to));
         if from == to {
-            return Some(Route {
-                resources: vec![],
-                latency_s: 0.0,
-                loss: 0.0,
-                class: RouteClass::SameGpu,
-                rate_bytes_per_s: f64::INFINITY,
-            });
+            return Some(Way::over([], 0.0, 0.0));
         }
-        let goal = self.node(to).into;
-        let (_, nodes) = astar(&self.graph, self.node(from).out, |n| n == goal, |_| 1u32, |_| 0)?;
-        let edges = nodes.windows(2).map(|pair| {
-            let edge = self.graph.find_edge(pair[0], pair[1]).expect("a path's nodes are joined");
-            &self.graph[edge]
-        });
-        Some(self.route_of(edges))
-    }
-
-    fn node(&self, gpu: GpuId) -> &GpuNode {
-        &self.gpus[gpu.0 as usize]
-    }
-
-    fn route_of<'a>(&self, edges: impl Iterator<Item = &'a Edge>) -> Route {
-        let mut route = Route {
-            resources: Vec::new(),
-            latency_s: 0.0,
-            loss: 0.0,
-            class: RouteClass::Intra,
-            rate_bytes_per_s: f64::INFINITY,
-        };
-        for edge in edges {
-            if let Some(id) = edge.resource {
-                route.rate_bytes_per_s =
-                    route.rate_bytes_per_s.min(self.resources[id.0 as usize].rate_bytes_per_s);
-                route.resources.push(id);
-            }
-            route.latency_s += edge.latency_s;
-            route.loss = 1.0 - (1.0 - route.loss) * (1.0 - edge.loss);
-            if let Some(class) = &edge.class {
-                route.class = class.clone();
-            }
+        if a.fabric != b.fabric {
+            return self.way_over_link(a, b);
         }
-        route.rate_bytes_per_s *= 1.0 - route.loss;
-        route
+        let fabric = &self.fabrics[a.fabric as usize];
+        Some(match a.host == b.host {
+            true => Way::over([fabric.port(a, OUT), fabric.port(b, IN)], fabric.intra_latency_s, 0.0),
+            false => Way::over([fabric.nic(a, OUT), fabric.nic(b, IN)], fabric.nic_latency_s, 0.0),
+        })
     }
 
-    fn add_fabric(&mut self, index: usize, fabric: &Fabric) -> Vec<HostNodes> {
-        let switch = self.graph.add_node(());
-        let hosts = fabric.hosts.iter();
-        hosts.map(|host| self.add_host(index, fabric, &host.name, switch)).collect()
+    fn way_over_link(&self, a: GpuPlace, b: GpuPlace) -> Option<Way> {
+        let link = self.link(a.fabric, b.fabric)?;
+        let direction = usize::from(link.ends[0] != a.fabric);
+        let (first, shared) = (link.first_resource[direction], u32::from(link.is_shared));
+        let side_out = first + shared + a.host;
+        let side_in = first + shared + link.hosts[direction] + b.host;
+        let ethernet = |at: GpuPlace, way| self.fabrics[at.fabric as usize].ethernet(at.host, way);
+        let hops = [
+            ethernet(a, OUT),
+            Some(side_out),
+            link.is_shared.then_some(first),
+            Some(side_in),
+            ethernet(b, IN),
+        ];
+        Some(Way::over(hops.into_iter().flatten(), link.latency_s, link.loss))
     }
 
-    fn add_host(&mut self, index: usize, fabric: &Fabric, host: &str, switch: NodeIndex) -> HostNodes {
-        let bus = self.graph.add_node(());
-        let nics: Vec<_> = (0..fabric.nic.count).map(|i| self.add_nic(fabric, host, i, switch)).collect();
-        let outside = self.add_ethernet(fabric, host);
-        for gpu in 0..fabric.gpus {
-            let (out, into) = (self.graph.add_node(()), self.graph.add_node(()));
-            let port = |way| (format!("{host}/gpu{gpu}/{way}"), fabric.intra.rate_bytes_per_s);
-            self.join_through(out, bus, port("out"), fabric.intra.latency_s);
-            self.join_through(bus, into, port("in"), 0.0);
-            if let Some(nic) = nics.get((gpu * fabric.nic.count / fabric.gpus) as usize) {
-                self.join(out, nic.out);
-                self.join(nic.into, into);
-            }
-            self.join(out, outside.0.out);
-            self.join(outside.0.into, into);
-            self.by_place.insert((host.to_owned(), gpu), GpuId(self.gpus.len() as u32));
-            self.gpus.push(GpuNode { fabric: index, host: host.to_owned(), index: gpu, out, into });
+    fn class(&self, from: GpuId, to: GpuId) -> RouteClass {
+        let (a, b) = (self.at(from), self.at(to));
+        if from == to {
+            return RouteClass::SameGpu;
         }
-        outside.1
-    }
-
-    fn add_nic(&mut self, fabric: &Fabric, host: &str, index: u32, switch: NodeIndex) -> HostNodes {
-        let nic = HostNodes { out: self.graph.add_node(()), into: self.graph.add_node(()) };
-        let class = match fabric.nic.class {
+        if let Some(link) = self.link(a.fabric, b.fabric) {
+            return RouteClass::Link(link.name.clone());
+        }
+        match self.fabrics[a.fabric as usize].nic_class {
+            _ if a.host == b.host => RouteClass::Intra,
             NicClass::Infiniband => RouteClass::Infiniband,
             NicClass::Roce => RouteClass::Roce,
             NicClass::Ethernet => RouteClass::Ethernet,
-        };
-        let way = |way| (format!("{host}/nic{index}/{way}"), fabric.nic.rate_bytes_per_s);
-        let out = self.join_through(nic.out, switch, way("out"), fabric.nic.latency_s);
-        self.graph[out].class = Some(class);
-        self.join_through(switch, nic.into, way("in"), 0.0);
-        nic
+        }
     }
 
-    /// The host's way to other clusters, seen from its GPUs and from its links.
-    fn add_ethernet(&mut self, fabric: &Fabric, host: &str) -> (HostNodes, HostNodes) {
-        let mut pair = || HostNodes { out: self.graph.add_node(()), into: self.graph.add_node(()) };
-        let (inner, outer) = (pair(), pair());
-        match fabric.ethernet {
-            Some(hop) => {
-                let way = |way| (format!("{host}/ethernet/{way}"), hop.rate_bytes_per_s);
-                self.join_through(inner.out, outer.out, way("out"), 0.0);
-                self.join_through(outer.into, inner.into, way("in"), 0.0);
+    fn link(&self, a: u32, b: u32) -> Option<&LinkPlace> {
+        self.link_between.get(&(a.min(b), a.max(b))).map(|&link| &self.links[link as usize])
+    }
+
+    fn at(&self, gpu: GpuId) -> GpuPlace {
+        self.gpus[gpu.0 as usize]
+    }
+
+    fn add_fabric(&mut self, fabric: &Fabric) {
+        let index = self.fabrics.len() as u32;
+        self.fabrics.push(FabricPlace {
+            gpu: fabric.gpu.clone(),
+            intra_latency_s: fabric.intra.latency_s,
+            nic_class: fabric.nic.class,
+            nic_latency_s: fabric.nic.latency_s,
+            nics: fabric.nic.count,
+            has_ethernet: fabric.ethernet.is_some(),
+            gpus: fabric.gpus,
+            first_gpu: self.gpus.len() as u32,
+            first_resource: self.resources.len() as u32,
+        });
+        for (host, at) in fabric.hosts.iter().zip(0..) {
+            self.hosts.insert(host.name.clone(), (index, at));
+            self.gpus.extend((0..fabric.gpus).map(|gpu| GpuPlace { fabric: index, host: at, index: gpu }));
+            for nic in 0..fabric.nic.count {
+                self.add_both(|way| format!("{}/nic{nic}/{way}", host.name), fabric.nic.rate_bytes_per_s);
             }
-            None => {
-                self.join(inner.out, outer.out);
-                self.join(outer.into, inner.into);
+            if let Some(hop) = fabric.ethernet {
+                self.add_both(|way| format!("{}/ethernet/{way}", host.name), hop.rate_bytes_per_s);
+            }
+            for gpu in 0..fabric.gpus {
+                self.add_both(|way| format!("{}/gpu{gpu}/{way}", host.name), fabric.intra.rate_bytes_per_s);
             }
         }
-        (inner, outer)
+        self.host_names.push(fabric.hosts.iter().map(|h| h.name.clone()).collect());
     }
 
-    fn add_link(&mut self, link: &Link, fabrics: [&Fabric; 2], hosts: [&[HostNodes]; 2]) {
+    fn add_link(&mut self, link: &Link, ends: [usize; 2], fabrics: [&Fabric; 2]) {
         let name = link_name(link);
-        for (from, to) in [(0, 1), (1, 0)] {
-            let (near, far) = (self.graph.add_node(()), self.graph.add_node(()));
-            let direction = format!("{name}/{}->{}", fabrics[from].name, fabrics[to].name);
-            let resource = link.shared_bytes_per_s.map(|rate| self.add_resource(direction, rate));
-            let edge = Edge {
-                resource,
-                latency_s: link.latency_s,
-                loss: link.loss,
-                class: Some(RouteClass::Link(name.clone())),
-            };
-            self.graph.add_edge(near, far, edge);
-            for (host, nodes) in fabrics[from].hosts.iter().zip(hosts[from]) {
-                let side = (format!("{}/{name}/out", host.name), link.rate_bytes_per_s);
-                self.join_through(nodes.out, near, side, 0.0);
+        let mut first_resource = [0; 2];
+        for (direction, (from, to)) in [(0, 1), (1, 0)].into_iter().enumerate() {
+            first_resource[direction] = self.resources.len() as u32;
+            if let Some(rate) = link.shared_bytes_per_s {
+                self.add(format!("{name}/{}->{}", fabrics[from].name, fabrics[to].name), rate);
             }
-            for (host, nodes) in fabrics[to].hosts.iter().zip(hosts[to]) {
-                let side = (format!("{}/{name}/in", host.name), link.rate_bytes_per_s);
-                self.join_through(far, nodes.into, side, 0.0);
+            for (fabric, way) in [(fabrics[from], "out"), (fabrics[to], "in")] {
+                for host in &fabric.hosts {
+                    self.add(format!("{}/{name}/{way}", host.name), link.rate_bytes_per_s);
+                }
             }
         }
+        let [a, b] = ends.map(|end| end as u32);
+        self.link_between.entry((a.min(b), a.max(b))).or_insert(self.links.len() as u32);
+        self.links.push(LinkPlace {
+            name,
+            latency_s: link.latency_s,
+            loss: link.loss,
+            is_shared: link.shared_bytes_per_s.is_some(),
+            ends: [a, b],
+            hosts: fabrics.map(|f| f.hosts.len() as u32),
+            first_resource,
+        });
     }
 
-    fn add_resource(&mut self, name: String, rate_bytes_per_s: f64) -> ResourceId {
+    fn add_both(&mut self, name: impl Fn(&str) -> String, rate_bytes_per_s: f64) {
+        self.add(name("out"), rate_bytes_per_s);
+        self.add(name("in"), rate_bytes_per_s);
+    }
+
+    fn add(&mut self, name: String, rate_bytes_per_s: f64) {
         self.resources.push(Resource { name, rate_bytes_per_s });
-        ResourceId(self.resources.len() as u32 - 1)
+    }
+}
+
+impl FabricPlace {
+    fn host(&self, host: u32) -> u32 {
+        self.first_resource + 2 * host * (self.nics + u32::from(self.has_ethernet) + self.gpus)
     }
 
-    fn join(&mut self, from: NodeIndex, to: NodeIndex) {
-        self.graph.add_edge(from, to, Edge { resource: None, latency_s: 0.0, loss: 0.0, class: None });
+    fn nic(&self, at: GpuPlace, way: u32) -> u32 {
+        self.host(at.host) + 2 * (at.index * self.nics / self.gpus) + way
     }
 
-    fn join_through(
-        &mut self,
-        from: NodeIndex,
-        to: NodeIndex,
-        (name, rate_bytes_per_s): (String, f64),
-        latency_s: f64,
-    ) -> petgraph::graph::EdgeIndex {
-        let resource = Some(self.add_resource(name, rate_bytes_per_s));
-        self.graph.add_edge(from, to, Edge { resource, latency_s, loss: 0.0, class: None })
+    fn ethernet(&self, host: u32, way: u32) -> Option<u32> {
+        self.has_ethernet.then(|| self.host(host) + 2 * self.nics + way)
+    }
+
+    fn port(&self, at: GpuPlace, way: u32) -> u32 {
+        self.host(at.host) + 2 * (self.nics + u32::from(self.has_ethernet) + at.index) + way
     }
 }
 

@@ -173,6 +173,7 @@ fn fabric(name: &str, hosts: u32, gpus: u32, flops_per_s: f64) -> Fabric {
             fp16_flops_per_s: flops_per_s,
             fp32_flops_per_s: flops_per_s,
             efficiency: 0.5,
+            memory_bytes_per_s: None,
             price_usd_per_hour: None,
         },
         intra: Hop { rate_bytes_per_s: 1e9, latency_s: 1e-5 },
@@ -299,7 +300,7 @@ fn pipeline(ranks: &[u32], microbatches: u32, exchange_s: f64, slower: f64) -> V
             let rank = ranks[stage];
             let start_s: f64 = clock[stage];
             let end_s = match action {
-                Action::Receive { from, what, microbatch } => {
+                Action::Receive { from, what, microbatch, .. } => {
                     let message =
                         sent.iter().find(|m| (m.0, m.1, m.2, m.3) == (from, rank, what, microbatch));
                     let Some(message) = message else { continue };
@@ -310,7 +311,7 @@ fn pipeline(ranks: &[u32], microbatches: u32, exchange_s: f64, slower: f64) -> V
                 Action::Exchange | Action::Reduce => start_s + exchange_s * slower,
                 _ => start_s + FORWARD_S[rank as usize] * slower,
             };
-            if let Action::Send { to, what, microbatch } = action {
+            if let Action::Send { to, what, microbatch, .. } = action {
                 sent.push((rank, to, what, microbatch, end_s + LATENCY_S * slower));
             }
             list.remove(0);
@@ -326,16 +327,16 @@ fn one_f_one_b(ranks: &[u32], stage: usize, microbatches: u32, exchange: bool) -
     let next = ranks.get(stage + 1).copied();
     let forward = |microbatch| {
         let what = Payload::Activation;
-        let receive = previous.map(|from| Action::Receive { from, what, microbatch });
-        let send = next.map(|to| Action::Send { to, what, microbatch });
-        receive.into_iter().chain([Action::Forward { microbatch }]).chain(send)
+        let receive = previous.map(|from| Action::Receive { from, what, microbatch, chunk: 0 });
+        let send = next.map(|to| Action::Send { to, what, microbatch, chunk: 0 });
+        receive.into_iter().chain([Action::Forward { microbatch, chunk: 0 }]).chain(send)
     };
     let backward = |microbatch| {
         let what = Payload::Gradient;
-        let receive = next.map(|from| Action::Receive { from, what, microbatch });
-        let send = previous.map(|to| Action::Send { to, what, microbatch });
-        let input = receive.into_iter().chain([Action::BackwardInput { microbatch }]);
-        input.chain(send).chain([Action::BackwardWeight { microbatch }])
+        let receive = next.map(|from| Action::Receive { from, what, microbatch, chunk: 0 });
+        let send = previous.map(|to| Action::Send { to, what, microbatch, chunk: 0 });
+        let input = receive.into_iter().chain([Action::BackwardInput { microbatch, chunk: 0 }]);
+        input.chain(send).chain([Action::BackwardWeight { microbatch, chunk: 0 }])
     };
     let ahead = (microbatches as usize).min(ranks.len() - stage) as u32;
     let mut actions: Vec<Action> = (0..ahead).flat_map(forward).collect();

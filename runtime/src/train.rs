@@ -175,7 +175,10 @@ pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
         return refuse("the native engine trains kind = \"gpt\" only".into());
     }
     if !model.is_plain_gpt() {
-        return refuse("the native engine's layers are GPT-2's with an untied head: leave the rest of [model] out".into());
+        return refuse(
+            "the native engine's layers are GPT-2's with an untied head: leave the rest of [model] out"
+                .into(),
+        );
     }
     if model.precision != Precision::Fp32 {
         return refuse("the native engine computes in fp32: set [train] precision = \"fp32\"".into());
@@ -187,6 +190,17 @@ pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
         return refuse(format!("virtual_stages is {}, the runtime runs 1", plan.schedule.virtual_stages));
     }
     for (r, replica) in plan.replicas.iter().enumerate() {
+        if let Some(b) = replica.micro_batch.filter(|&b| b != plan.micro_batch) {
+            let all = plan.micro_batch;
+            return refuse(format!(
+                "replica {r} has a micro_batch of {b}; the runtime runs one for all, {all}"
+            ));
+        }
+        if replica.recompute.is_some_and(|own| own != model.recompute) {
+            return refuse(format!(
+                "replica {r} recomputes otherwise than the others; the runtime runs one way"
+            ));
+        }
         for (s, stage) in replica.stages.iter().enumerate() {
             if stage.ranks.len() != 1 {
                 let n = stage.ranks.len();
@@ -195,6 +209,9 @@ pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
                 ));
             }
         }
+    }
+    if let Some(e) = plan.exchange.iter().position(|e| e.zero1) {
+        return refuse(format!("exchange {e} has zero1; the engine keeps whole optimiser states"));
     }
     match plan.exchange.as_slice() {
         [] => Ok(()),

@@ -6,6 +6,10 @@
 //!   streaming  the same, every H steps                              dense pseudo-gradients (DiLoCo)
 //!   sparse     ((R-1) x frame / B + alpha) / H                      every rank sends its frame to every other
 //!   frame      the codec's own expectation (`narrows_compress::cost`)
+//!
+//!   tree       2 S / B + 2 ceil(log2 n) alpha                       S bytes over n ranks
+//!   over hosts 2 (n-1)/n S / min(bus, NICs' share) + 2 (hosts-1) alpha         one ring, as NCCL makes it
+//!   in two     ring of g on the bus + ring of S / g between hosts              g ranks a host (hierarchical)
 //! ```
 //! P parameters of the rank, R replicas, B and alpha the slowest hop.
 //! Sources: ring, Patarasuk and Yuan 2009; SparseLoCo, arXiv 2508.15706; Streaming DiLoCo, arXiv 2501.18512.
@@ -82,6 +86,30 @@ pub fn ring_all_reduce_s(ring: u32, bytes: f64, path: Path) -> f64 {
     hops / n * bytes / path.rate_bytes_per_s + hops * path.latency_s
 }
 
+/// Binary tree, up and down: the whole twice, but few latencies. Better than a ring where messages are small.
+pub fn tree_all_reduce_s(ranks: u32, bytes: f64, path: Path) -> f64 {
+    let levels = f64::from(ranks).log2().ceil();
+    if ranks < 2 { 0.0 } else { 2.0 * bytes / path.rate_bytes_per_s + 2.0 * levels * path.latency_s }
+}
+
+/// One ring through `ranks` on several hosts, neighbours on one host next to each other: every byte leaves each host
+/// once, at the slower of `bus` and `between` (the group's share of a host's NICs).
+pub fn ring_over_hosts_s(ranks: u32, hosts: u32, bytes: f64, bus: Path, between: Path) -> f64 {
+    if hosts < 2 {
+        return ring_all_reduce_s(ranks, bytes, bus);
+    }
+    let rate_bytes_per_s = bus.rate_bytes_per_s.min(between.rate_bytes_per_s);
+    let moved_s = ring_all_reduce_s(ranks, bytes, Path { rate_bytes_per_s, latency_s: 0.0 });
+    moved_s + f64::from(2 * (hosts - 1)) * between.latency_s
+}
+
+/// Reduce-scatter inside each host, all-reduce of each rank's part between hosts, all-gather inside: `per_host` ranks on
+/// each of `hosts`, `between` a rank's share of its host's NICs.
+pub fn hierarchical_all_reduce_s(hosts: u32, per_host: u32, bytes: f64, bus: Path, between: Path) -> f64 {
+    let inside_s = ring_all_reduce_s(per_host, bytes, bus);
+    inside_s + ring_all_reduce_s(hosts, bytes / f64::from(per_host), between)
+}
+
 /// Every rank sends its frame straight to every other of `replicas`.
 pub fn sparse_all_gather_s(replicas: u32, frame_bytes: f64, path: Path) -> f64 {
     f64::from(replicas - 1) * frame_bytes / path.rate_bytes_per_s + path.latency_s
@@ -109,6 +137,27 @@ mod tests {
     fn a_frame_is_two_hundred_times_smaller_than_f32() {
         let ratio = 4e6 / frame_bytes(1e6, 64);
         assert!((200.0..210.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn collectives_over_hosts_are_bound_by_their_nics() {
+        let bus = Path { rate_bytes_per_s: 200e9, latency_s: 0.0 };
+        let share = Path { rate_bytes_per_s: 10e9, latency_s: 1e-3 };
+        // 4 hosts of 8: a share of 80 GB/s each for one ring, 10 GB/s for each of 8 parts.
+        let one = Path { rate_bytes_per_s: 80e9, ..share };
+        assert!((ring_over_hosts_s(32, 4, 8e9, bus, one) - (2.0 * 31.0 / 32.0 * 0.1 + 6e-3)).abs() < 1e-9);
+        let inside = 2.0 * 7.0 / 8.0 * 0.04;
+        let two = hierarchical_all_reduce_s(4, 8, 8e9, bus, share);
+        assert!((two - (inside + 2.0 * 3.0 / 4.0 * 0.1 + 6e-3)).abs() < 1e-9, "{two}");
+        assert_eq!(ring_over_hosts_s(8, 1, 8e9, bus, one), ring_all_reduce_s(8, 8e9, bus));
+    }
+
+    #[test]
+    fn a_tree_beats_a_ring_where_messages_are_small() {
+        let (ring, tree) =
+            (|bytes| ring_all_reduce_s(64, bytes, SLOW), |bytes| tree_all_reduce_s(64, bytes, SLOW));
+        assert!(tree(1e3) < ring(1e3) / 5.0 && tree(1e9) > ring(1e9));
+        assert!((tree(0.0) - 12.0 * SLOW.latency_s).abs() < 1e-12, "six levels, up and down");
     }
 
     #[test]

@@ -5,26 +5,28 @@
 //!   states      fp32: weight 4 + gradient 4 + AdamW 8 = 16 B      16-bit: 2 + 4 + master 4 + AdamW 8 = 18 B
 //!               + 8 B where replicas drift apart (start-of-round copy, error feedback or outer momentum)
 //!               ZeRO-1 over d owners: weight + gradient + (the rest) / d, so 8 + 8/d and 6 + 12/d B
-//!   saved       16-bit, per layer and microbatch: s b h (10 + 24/t + 5 a s / (h t)) B; selective drops the 5 a s / h,
+//!   saved       16-bit, per layer and microbatch: s b (10 h + (4 a + 4 k + 4 f) / t + 5 n s / t) B, of GPT
+//!               s b h (10 + 24/t + 5 n s / (h t)); a gated MLP has 6 f; selective drops the 5 n s,
 //!               full keeps the layer's input, 2 s b h; fp32 twice that; the head keeps its logits, 4 s b V
-//!   in flight   1F1B, stage i of p: min(m, p - i)
+//!   in flight   1F1B, stage i of p: min(m, p - i); interleaved, v chunks a rank: p (1 + (p-1)/(p v)) at the first
 //! ```
+//! n heads, widths a of all queries, k of all keys, f of the MLP; t GPUs in the tensor-parallel group.
 //! Sources: Korthikanti et al., arXiv 2205.05198, equations 1 and 2; Megatron-LM's theoretical memory (18 B);
 //! Narayanan et al., arXiv 2104.04473 (1F1B). Worked: h 256, s 128, V 256: 789,760 per layer, 98,304, 66,048.
 //!
-//! Limits: the formula's layer keeps dropout masks; our native engine keeps less. Allocator slack and communication
-//! buffers are not counted: leave them out of the inventory's `memory`.
+//! Limits: the formula's layer keeps dropout masks; our native engine keeps less. Allocator slack, driver context and
+//! communication buffers are not counted: leave them out of the inventory's `memory` (3 to 4.5 GB in the measured runs
+//! of `truth`).
 
 use std::ops::Range;
 
+use super::framework::{Framework, NATIVE, Sequence};
 use crate::model::{Model, Precision, Recompute};
 use crate::plan::ExchangeKind;
 
 /// Parameters of the stage that holds `layers`.
 pub fn stage_parameters(model: &Model, layers: Range<u32>) -> u64 {
-    let embedding = if layers.start == 0 { model.embedding_parameters() } else { 0 };
-    let head = if layers.end == model.layers { model.head_parameters() } else { 0 };
-    embedding + u64::from(layers.end - layers.start) * model.layer_parameters() + head
+    model.stage_parameters(layers)
 }
 
 /// Bytes of states per parameter; `exchange` is `None` where there is one replica, `owners` share the optimiser's
@@ -43,18 +45,57 @@ pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<Exchange
 
 /// Bytes that one microbatch keeps for backward in each rank of a tensor-parallel group that holds `layers`.
 pub fn saved_bytes(model: &Model, layers: Range<u32>, micro_batch: u32, tensor_parallel: u32) -> f64 {
-    let (tokens, t) = (f64::from(micro_batch) * f64::from(model.sequence), f64::from(tensor_parallel));
-    let h = f64::from(model.hidden);
-    let linear = tokens * h * (10.0 + 24.0 / t);
-    let scores = 5.0 * f64::from(model.heads) * tokens * f64::from(model.sequence) / t;
+    saved_under_bytes(&NATIVE, model, layers, micro_batch, tensor_parallel)
+}
+
+/// [`saved_bytes`] as a framework keeps it.
+pub fn saved_under_bytes(
+    framework: &Framework,
+    model: &Model,
+    layers: Range<u32>,
+    micro_batch: u32,
+    tensor_parallel: u32,
+) -> f64 {
+    let (tokens, t) = (tokens(model, micro_batch), f64::from(tensor_parallel));
+    let (linear, scores) = kept_under_bytes(framework, model, micro_batch, tensor_parallel);
     let layer = match model.recompute {
         Recompute::None | Recompute::Auto => linear + scores,
         Recompute::Selective => linear,
-        Recompute::Full => 2.0 * tokens * h,
+        Recompute::Full => value_bytes(model) * tokens * f64::from(model.hidden),
     };
-    let width = if model.precision == Precision::Fp32 { 2.0 } else { 1.0 };
-    let logits = if layers.end == model.layers { 4.0 * tokens * f64::from(model.vocab) / t } else { 0.0 };
-    f64::from(layers.end - layers.start) * layer * width + logits
+    let logits = framework.saved.logit * tokens * f64::from(model.vocab) / t;
+    let head = if layers.end == model.layers { logits } else { 0.0 };
+    f64::from(layers.end - layers.start) * layer + head
+}
+
+/// What a layer keeps of a microbatch in each rank of a tensor-parallel group under a framework: bytes of everything
+/// but attention scores, and of those.
+pub fn kept_under_bytes(
+    framework: &Framework,
+    model: &Model,
+    micro_batch: u32,
+    tensor_parallel: u32,
+) -> (f64, f64) {
+    let (tokens, t) = (tokens(model, micro_batch), f64::from(tensor_parallel));
+    let (a, k, f) = (model.attention_width() as f64, model.kv_width() as f64, model.mlp_width() as f64);
+    // Before and after the activation; a gate is a third tensor.
+    let inner = if model.gated_mlp() { 3.0 } else { 2.0 };
+    let split = 4.0 * a + 4.0 * k + 2.0 * inner * f;
+    let outside = framework.saved.outside * f64::from(model.hidden);
+    let outside = if framework.saved.sequence == Sequence::Split { outside / t } else { outside };
+    let linear = tokens * (outside + split / t);
+    let scores = framework.saved.score * f64::from(model.heads) * tokens * f64::from(model.sequence) / t;
+    let width = value_bytes(model) / 2.0;
+    (width * linear, width * scores)
+}
+
+fn tokens(model: &Model, micro_batch: u32) -> f64 {
+    f64::from(micro_batch) * f64::from(model.sequence)
+}
+
+/// Of an activation.
+fn value_bytes(model: &Model) -> f64 {
+    if model.precision == Precision::Fp32 { 4.0 } else { 2.0 }
 }
 
 /// Microbatches that stage `stage` of `stages` holds at once under 1F1B.

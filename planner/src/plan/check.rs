@@ -3,10 +3,12 @@
 //! ```text
 //!   replica     has microbatches and stages; its stages cover layers 0..L in order, without overlap or gap
 //!   boundary    one between any two neighbouring stages; a subspace narrower than the hidden width
+//!   chunks      stages whose ranks repeat: all p of them, in order, at most virtual_stages times, p at least 2
 //!   placement   a host that exists, a GPU that it has, a NIC class that it has; no GPU twice
-//!   ranks       0..n, each once
-//!   batch       microbatches of all replicas x micro_batch = global_batch
-//!   exchange    at least two replicas, each once; together they join all replicas
+//!   ranks       0..n, each once, whatever chunks it has
+//!   batch       over the replicas, the sum of microbatches x micro_batch = global_batch
+//!   exchange    at least two replicas, each once; dense ones are islands: none shares a replica with another, and any
+//!               other exchange has all of an island or nothing; together they join all replicas
 //! ```
 //! Not here: whether the plan fits into memory or is any good (`simulate`).
 
@@ -27,12 +29,14 @@ pub(super) fn check(plan: &Plan) -> Result<(), Fault> {
         check_replica(r, replica).map_err(inside)?;
         check_layers(r, replica, plan.model.layers).map_err(inside)?;
         check_boundaries(r, replica, plan.model.hidden).map_err(inside)?;
+        check_chunks(r, replica, plan.schedule.virtual_stages).map_err(inside)?;
     }
     check_placements(plan)?;
     check_batch(plan)?;
     for (e, exchange) in plan.exchange.iter().enumerate() {
         check_exchange(e, exchange, plan.replicas.len()).map_err(|f| f.within(way!["exchange", e]))?;
     }
+    check_islands(plan)?;
     check_joined(plan)
 }
 
@@ -58,6 +62,9 @@ fn check_head(plan: &Plan) -> Result<(), Fault> {
 fn check_replica(r: usize, replica: &Replica) -> Result<(), Fault> {
     if replica.microbatches == 0 {
         return Err(Fault::at(way!["microbatches"], format!("replica {r} has no microbatches")));
+    }
+    if replica.micro_batch == Some(0) {
+        return Err(Fault::at(way!["micro_batch"], format!("replica {r} has microbatches of 0 sequences")));
     }
     if replica.stages.is_empty() {
         return Err(Fault::at(way!["stages"], format!("replica {r} has no stages")));
@@ -115,6 +122,38 @@ fn check_boundaries(r: usize, replica: &Replica, hidden: u32) -> Result<(), Faul
     Ok(())
 }
 
+/// Ranks of several stages: an interleaved pipeline, whose stage `j` is that of the ranks of stage `j % p`.
+fn check_chunks(r: usize, replica: &Replica, virtual_stages: u32) -> Result<(), Fault> {
+    let (depth, stages, chunks) = (replica.depth(), replica.stages.len(), replica.virtual_stages());
+    if chunks == 1 {
+        return Ok(());
+    }
+    let found = format!("replica {r} has {stages} stages on {depth} tensor-parallel groups");
+    let wrong = |what: String| Fault::at(way!["stages"], what);
+    if depth == 1 {
+        return Err(wrong(format!("{found}: one group needs one stage")));
+    }
+    if !stages.is_multiple_of(depth) {
+        return Err(wrong(format!("{found}: expected a multiple of {depth}, the same for every rank")));
+    }
+    if chunks as u32 > virtual_stages {
+        let what =
+            format!("{found}, {chunks} a rank, but the schedule has virtual_stages = {virtual_stages}");
+        return Err(wrong(what).hint(format!("set virtual_stages to {chunks}")));
+    }
+    let differs = |s: &usize| replica.stages[*s].ranks != replica.stages[*s % depth].ranks;
+    match (depth..stages).find(differs) {
+        Some(s) => {
+            let what = format!(
+                "stage {s} of replica {r} has not the ranks of stage {}, though stage {depth} has those of stage 0",
+                s % depth
+            );
+            Err(Fault::at(way!["stages", s, "ranks"], what))
+        }
+        None => Ok(()),
+    }
+}
+
 fn check_placements(plan: &Plan) -> Result<(), Fault> {
     let world_size = plan.world_size();
     let fabrics: BTreeMap<&str, &Fabric> = plan
@@ -125,7 +164,7 @@ fn check_placements(plan: &Plan) -> Result<(), Fault> {
         .collect();
     let (mut ranks, mut gpus) = (HashMap::new(), HashMap::new());
     for (r, replica) in plan.replicas.iter().enumerate() {
-        for (s, stage) in replica.stages.iter().enumerate() {
+        for (s, stage) in replica.stages[..replica.depth()].iter().enumerate() {
             for (p, placement) in stage.ranks.iter().enumerate() {
                 let inside = |fault: Fault| fault.within(way!["replicas", r, "stages", s, "ranks", p]);
                 let seat = format!("rank {} (replica {r}, stage {s})", placement.rank);
@@ -181,16 +220,24 @@ fn check_placement(
 }
 
 fn check_batch(plan: &Plan) -> Result<(), Fault> {
-    let microbatches: u128 = plan.replicas.iter().map(|replica| u128::from(replica.microbatches)).sum();
-    let (sequences, wanted) =
-        (microbatches * u128::from(plan.micro_batch), u128::from(plan.model.global_batch));
+    let sequences =
+        |(i, r): (usize, &Replica)| u128::from(r.microbatches) * u128::from(plan.micro_batch_of(i));
+    let sequences: u128 = plan.replicas.iter().enumerate().map(sequences).sum();
+    let wanted = u128::from(plan.model.global_batch);
     if sequences == wanted {
         return Ok(());
     }
-    let what = format!(
-        "the replicas have {microbatches} microbatches of {} sequences, {sequences} in all; the model's global_batch is {wanted}",
-        plan.micro_batch
-    );
+    let what = if plan.replicas.iter().all(|r| r.micro_batch.is_none()) {
+        let microbatches: u128 = plan.replicas.iter().map(|replica| u128::from(replica.microbatches)).sum();
+        format!(
+            "the replicas have {microbatches} microbatches of {} sequences, {sequences} in all; the model's global_batch is {wanted}",
+            plan.micro_batch
+        )
+    } else {
+        format!(
+            "the replicas' microbatches have {sequences} sequences in all; the model's global_batch is {wanted}"
+        )
+    };
     Err(Fault::at(way!["replicas", 0, "microbatches"], what))
 }
 
@@ -226,6 +273,33 @@ fn check_exchange(e: usize, exchange: &Exchange, replicas: usize) -> Result<(), 
         )),
         _ => Ok(()),
     }
+}
+
+/// Dense exchanges make islands of replicas that stay equal at every step; whatever else exchanges has whole islands.
+fn check_islands(plan: &Plan) -> Result<(), Fault> {
+    let dense = |e: &&Exchange| e.kind == ExchangeKind::Dense;
+    let islands = || plan.exchange.iter().enumerate().filter(|(_, e)| dense(e));
+    for (e, exchange) in plan.exchange.iter().enumerate() {
+        for (i, island) in islands().filter(|(i, _)| *i != e) {
+            let shared = exchange.replicas.iter().find(|r| island.replicas.contains(r));
+            let absent = island.replicas.iter().find(|r| !exchange.replicas.contains(r));
+            let at = |what| Err(Fault::at(way!["exchange", e, "replicas"], what));
+            match (shared, absent) {
+                (Some(r), _) if dense(&exchange) => {
+                    let what = format!("replica {r} is in the dense exchanges {} and {}", i.min(e), i.max(e));
+                    return at(what);
+                }
+                (Some(r), Some(other)) => {
+                    let what = format!(
+                        "exchange {e} has replica {r} but not replica {other}, which the dense exchange {i} keeps equal to it"
+                    );
+                    return at(what);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Replicas that no chain of exchanges joins would drift apart for ever.

@@ -6,7 +6,8 @@
 //! 3. on each rank nothing comes before what it needs;
 //! 4. no ranks wait for each other in a circle, given that sends never block.
 //!
-//! By-product: the most microbatches whose activations a rank holds at once (from forward to weight gradient).
+//! By-product: the most microbatches whose activations a rank holds at once (from forward to weight gradient), by model
+//! chunk where it has several.
 //!
 //! Not here: whether they fit in memory (`cost` knows the bytes), back-pressure of a full transport window.
 
@@ -15,19 +16,30 @@ use std::ops::Deref;
 
 use super::replay::{Meetings, Stuck, replay};
 use super::{Action, Payload, Schedule, boundary_peers, exchange_peers, exchanges_at};
-use crate::plan::{ExchangeKind, Plan, Seat};
+use crate::plan::{Exchange, ExchangeKind, Plan, Seat, Stage};
 
 /// A value that [`check`] has proven; only it makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked<T> {
     value: T,
     peak_in_flight: Vec<u32>,
+    held: Vec<Vec<u32>>,
 }
 
 impl<T> Checked<T> {
     /// By rank: the most microbatches whose activations it holds at once.
     pub fn peak_in_flight(&self) -> &[u32] {
         &self.peak_in_flight
+    }
+
+    /// The value alone, as data.
+    pub fn into_inner(self) -> T {
+        self.value
+    }
+
+    /// By rank and model chunk: what it holds when it holds the most.
+    pub fn held(&self) -> &[Vec<u32>] {
+        &self.held
     }
 }
 
@@ -42,13 +54,17 @@ impl<T> Deref for Checked<T> {
 /// Why a schedule cannot run or does not do the plan's step. `index` counts a rank's actions from 0.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
-    /// The plan asks for model chunks that no generator here makes.
+    /// An interleaved pipeline takes its microbatches in rounds of as many as it has groups.
     #[error(
-        "schedule with {virtual_stages} virtual stages: interleaved schedules are not built; set virtual_stages to 1"
+        "replica {replica} is interleaved over {depth} groups with {microbatches} microbatches: they must be a multiple of {depth}; change them or let each rank have one stage"
     )]
     Interleaved {
-        /// As the plan has it.
-        virtual_stages: u32,
+        /// Which replica.
+        replica: usize,
+        /// What it has.
+        microbatches: u32,
+        /// Tensor-parallel groups of its pipeline.
+        depth: u32,
     },
     /// One list per rank is needed.
     #[error("schedule has lists for {got} ranks, the plan has {expected}")]
@@ -147,8 +163,22 @@ pub struct Blocked {
 /// # Errors
 /// The first fault found: rank, action and what it waits for.
 pub fn check(schedule: Schedule, plan: &Plan, step: u64) -> Result<Checked<Schedule>, ScheduleError> {
-    let duties: Vec<_> = plan.seats().into_iter().map(|seat| Duty::training(plan, seat, step)).collect();
-    prove(schedule, &duties, &meetings(plan, step))
+    check_some(schedule, plan, step, |_| true)
+}
+
+/// As [`check`], of the replicas that are `wanted` alone: the lists of the others' ranks must be empty.
+pub(crate) fn check_some(
+    schedule: Schedule,
+    plan: &Plan,
+    step: u64,
+    wanted: impl Fn(usize) -> bool,
+) -> Result<Checked<Schedule>, ScheduleError> {
+    let duty = |seat: Seat<'_>| match wanted(seat.replica) {
+        true => Duty::training(plan, seat, step),
+        false => Duty::default(),
+    };
+    let duties: Vec<_> = plan.seats().into_iter().map(duty).collect();
+    prove(schedule, &duties, &meetings(plan, step, wanted))
 }
 
 /// Proves a schedule that evaluates `microbatches` on one replica and does nothing on the others.
@@ -167,19 +197,27 @@ pub fn check_forward_only(
     prove(schedule, &duties, &vec![Default::default(); duties.len()])
 }
 
-/// By rank, whom it meets in [`Action::Reduce`] and in [`Action::Exchange`].
-pub(super) fn meetings(plan: &Plan, step: u64) -> Meetings {
+/// By rank, whom it meets in [`Action::Reduce`] and in [`Action::Exchange`], of the replicas that are `wanted`.
+pub(super) fn meetings(plan: &Plan, step: u64, wanted: impl Fn(usize) -> bool) -> Meetings {
     let of_kind = |seat: Seat<'_>, dense: bool| {
-        let mut ranks: Vec<u32> = exchanges_at(plan, seat.replica, step)
-            .filter(|e| (e.kind == ExchangeKind::Dense) == dense)
-            .flat_map(|e| exchange_peers(plan, e, seat))
+        let due = exchanges_at(plan, seat.replica, step);
+        let some = due.filter(|e| (e.kind == ExchangeKind::Dense) == dense).map(|e| Exchange {
+            replicas: e.replicas.iter().copied().filter(|&r| wanted(r as usize)).collect(),
+            ..e.clone()
+        });
+        let mut ranks: Vec<u32> = some
+            .flat_map(|e| exchange_peers(plan, &e, seat))
             .flat_map(|(_, peers)| peers.into_iter().map(|p| p.rank))
             .collect();
         ranks.sort_unstable();
         ranks.dedup();
         ranks
     };
-    plan.seats().into_iter().map(|seat| [of_kind(seat, true), of_kind(seat, false)]).collect()
+    let met = |seat: Seat<'_>| match wanted(seat.replica) {
+        true => [of_kind(seat, true), of_kind(seat, false)],
+        false => Default::default(),
+    };
+    plan.seats().into_iter().map(met).collect()
 }
 
 fn prove(
@@ -198,8 +236,9 @@ fn prove(
         in_order(rank, duty, &schedule.0[rank as usize], places)?;
     }
     replay(&schedule, meetings, |_, _| 0.0).map_err(|stuck| circle(&schedule, &stuck))?;
-    let peak_in_flight = schedule.0.iter().map(|list| peak_in_flight(list)).collect();
-    Ok(Checked { value: schedule, peak_in_flight })
+    let held: Vec<_> = schedule.0.iter().map(|list| held(list)).collect();
+    let peak_in_flight = held.iter().map(|chunks| chunks.iter().sum()).collect();
+    Ok(Checked { value: schedule, peak_in_flight, held })
 }
 
 /// Where each action of a rank stands in its list.
@@ -230,9 +269,11 @@ fn every_message_matched(schedule: &Schedule, places: &[Places]) -> Result<(), S
 /// Who holds the other end of a message, and that end.
 fn counterpart(rank: u32, action: Action) -> Option<(u32, Action)> {
     match action {
-        Action::Send { to, what, microbatch } => Some((to, Action::Receive { from: rank, what, microbatch })),
-        Action::Receive { from, what, microbatch } => {
-            Some((from, Action::Send { to: rank, what, microbatch }))
+        Action::Send { to, what, microbatch, chunk } => {
+            Some((to, Action::Receive { from: rank, what, microbatch, chunk }))
+        }
+        Action::Receive { from, what, microbatch, chunk } => {
+            Some((from, Action::Send { to: rank, what, microbatch, chunk }))
         }
         _ => None,
     }
@@ -285,28 +326,48 @@ fn circle(schedule: &Schedule, stuck: &[Stuck]) -> ScheduleError {
     }
 }
 
-fn peak_in_flight(list: &[Action]) -> u32 {
-    let (mut now, mut peak) = (0, 0);
-    let trains = list.contains(&Action::Step);
+/// By model chunk, the microbatches held when the most are.
+pub(crate) fn held(list: &[Action]) -> Vec<u32> {
+    let chunks = list.iter().map(|a| a.chunk() as usize + 1).max().unwrap_or(1);
+    let (mut now, mut held, mut peak) = (vec![0; chunks], vec![0; chunks], 0);
+    let (trains, mut sum) = (list.last().is_some_and(|last| last.microbatch().is_none()), 0);
     for action in list {
-        match action {
-            Action::Forward { .. } if trains => now += 1,
-            Action::BackwardWeight { .. } => now -= 1,
+        match *action {
+            Action::Forward { chunk, .. } if trains => {
+                now[chunk as usize] += 1;
+                sum += 1;
+            }
+            Action::BackwardWeight { chunk, .. } => {
+                now[chunk as usize] -= 1;
+                sum -= 1;
+            }
             _ => {}
         }
-        peak = peak.max(now);
+        if sum > peak {
+            peak = sum;
+            held.clone_from(&now);
+        }
     }
-    peak
+    held
 }
 
 /// What the plan asks of one rank, written down apart from the generators so that neither hides the other's faults.
+#[derive(Default)]
 struct Duty {
     microbatches: u32,
-    before: Vec<u32>,
-    after: Vec<u32>,
+    /// By model chunk.
+    chunks: Vec<ChunkDuty>,
     backward: bool,
     /// Reduce, step, exchange: what closes the step, in this order.
     close: Vec<Action>,
+}
+
+/// Who has the stages around a model chunk's, and the chunk of the stage before it.
+struct ChunkDuty {
+    chunk: u32,
+    chunk_before: u32,
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl Duty {
@@ -324,70 +385,93 @@ impl Duty {
     }
 
     fn evaluation(plan: &Plan, seat: Seat<'_>, microbatches: u32) -> Self {
-        let stages = &plan.replicas[seat.replica].stages;
-        let ranks = |other: usize| -> Vec<u32> {
-            let peers = boundary_peers(&stages[seat.stage], seat.placement.rank, &stages[other]);
-            peers.into_iter().map(|p| p.rank).collect()
+        let replica = &plan.replicas[seat.replica];
+        let (stages, rank) = (&replica.stages, seat.placement.rank);
+        let owned = stages.iter().enumerate().filter(|(_, s)| s.ranks.iter().any(|p| p.rank == rank));
+        let duty = |(chunk, (at, stage)): (u32, (usize, &Stage))| {
+            let ranks = |other: Option<&Stage>| -> Vec<u32> {
+                let peers = other.map(|o| boundary_peers(stage, rank, o)).unwrap_or_default();
+                peers.into_iter().map(|p| p.rank).collect()
+            };
+            let first = at == chunk as usize * replica.depth();
+            ChunkDuty {
+                chunk,
+                chunk_before: if first { chunk.saturating_sub(1) } else { chunk },
+                before: ranks(at.checked_sub(1).map(|s| &stages[s])),
+                after: ranks(stages.get(at + 1)),
+            }
         };
-        let before = seat.stage.checked_sub(1).map(ranks).unwrap_or_default();
-        let after = if seat.stage + 1 < stages.len() { ranks(seat.stage + 1) } else { Vec::new() };
-        Duty { microbatches, before, after, backward: false, close: Vec::new() }
+        Duty { microbatches, chunks: (0..).zip(owned).map(duty).collect(), ..Duty::default() }
     }
 
     fn work(&self) -> Vec<Action> {
-        let microbatches = (0..self.microbatches).flat_map(|m| self.work_on(m));
-        microbatches.chain(self.close.iter().copied()).collect()
+        let passes = self.chunks.iter().flat_map(|c| (0..self.microbatches).map(move |m| (c, m)));
+        let work = passes.flat_map(|(chunk, m)| self.work_on(chunk, m));
+        work.chain(self.close.iter().copied()).collect()
     }
 
-    fn work_on(&self, microbatch: u32) -> Vec<Action> {
-        let mut work = self.receives(Payload::Activation, microbatch);
-        work.push(Action::Forward { microbatch });
-        work.extend(sends(&self.after, Payload::Activation, microbatch));
+    fn work_on(&self, at: &ChunkDuty, microbatch: u32) -> Vec<Action> {
+        let chunk = at.chunk;
+        let mut work = at.receives(Payload::Activation, microbatch);
+        work.push(Action::Forward { microbatch, chunk });
+        work.extend(at.sends(Payload::Activation, microbatch));
         if self.backward {
-            work.extend(self.receives(Payload::Gradient, microbatch));
-            work.extend([Action::BackwardInput { microbatch }, Action::BackwardWeight { microbatch }]);
-            work.extend(sends(&self.before, Payload::Gradient, microbatch));
+            work.extend(at.receives(Payload::Gradient, microbatch));
+            work.push(Action::BackwardInput { microbatch, chunk });
+            work.push(Action::BackwardWeight { microbatch, chunk });
+            work.extend(at.sends(Payload::Gradient, microbatch));
         }
         work
     }
 
     /// What must stand earlier in this rank's list.
     fn needs(&self, action: Action) -> Vec<Action> {
+        let at = |chunk: u32| &self.chunks[chunk as usize];
         match action {
             Action::Receive { .. } => Vec::new(),
-            Action::Forward { microbatch } => self.receives(Payload::Activation, microbatch),
-            Action::Send { what: Payload::Activation, microbatch, .. } => {
-                vec![Action::Forward { microbatch }]
+            Action::Forward { microbatch, chunk } => at(chunk).receives(Payload::Activation, microbatch),
+            Action::Send { what: Payload::Activation, microbatch, chunk, .. } => {
+                vec![Action::Forward { microbatch, chunk }]
             }
-            Action::BackwardInput { microbatch } => {
-                let mut needs = self.receives(Payload::Gradient, microbatch);
-                needs.push(Action::Forward { microbatch });
+            Action::BackwardInput { microbatch, chunk } => {
+                let mut needs = at(chunk).receives(Payload::Gradient, microbatch);
+                needs.push(Action::Forward { microbatch, chunk });
                 needs
             }
-            Action::Send { what: Payload::Gradient, microbatch, .. } => {
-                vec![Action::BackwardInput { microbatch }]
+            Action::Send { what: Payload::Gradient, microbatch, chunk: before, .. } => {
+                let of = self.chunks.iter().filter(|c| c.chunk_before == before && !c.before.is_empty());
+                of.map(|c| Action::BackwardInput { microbatch, chunk: c.chunk }).collect()
             }
-            Action::BackwardWeight { microbatch } => vec![Action::BackwardInput { microbatch }],
+            Action::BackwardWeight { microbatch, chunk } => {
+                vec![Action::BackwardInput { microbatch, chunk }]
+            }
             Action::Reduce | Action::Step | Action::Exchange => self.needs_of_close(action),
         }
     }
 
     /// All gradients, and what closes the step before it.
     fn needs_of_close(&self, action: Action) -> Vec<Action> {
-        let gradients = (0..self.microbatches).map(|microbatch| Action::BackwardWeight { microbatch });
+        let passes = self.chunks.iter().flat_map(|c| (0..self.microbatches).map(move |m| (c.chunk, m)));
+        let gradients = passes.map(|(chunk, microbatch)| Action::BackwardWeight { microbatch, chunk });
         let earlier = self.close.iter().copied().take_while(|&a| a != action);
         gradients.chain(earlier).collect()
     }
-
-    fn receives(&self, what: Payload, microbatch: u32) -> Vec<Action> {
-        let from = match what {
-            Payload::Activation => &self.before,
-            Payload::Gradient => &self.after,
-        };
-        from.iter().map(|&from| Action::Receive { from, what, microbatch }).collect()
-    }
 }
 
-fn sends(to: &[u32], what: Payload, microbatch: u32) -> impl Iterator<Item = Action> {
-    to.iter().map(move |&to| Action::Send { to, what, microbatch })
+impl ChunkDuty {
+    fn receives(&self, what: Payload, microbatch: u32) -> Vec<Action> {
+        let (from, chunk) = match what {
+            Payload::Activation => (&self.before, self.chunk_before),
+            Payload::Gradient => (&self.after, self.chunk),
+        };
+        from.iter().map(|&from| Action::Receive { from, what, microbatch, chunk }).collect()
+    }
+
+    fn sends(&self, what: Payload, microbatch: u32) -> Vec<Action> {
+        let (to, chunk) = match what {
+            Payload::Activation => (&self.after, self.chunk),
+            Payload::Gradient => (&self.before, self.chunk_before),
+        };
+        to.iter().map(|&to| Action::Send { to, what, microbatch, chunk }).collect()
+    }
 }

@@ -5,7 +5,7 @@
 //! A-J  weight gradient, in the same way         x  exchange
 //! ```
 //! A column shows what took most of its time. Receiving has no mark: a rank that waits for a message waits. Waiting
-//! in a reduce or an exchange belongs to it.
+//! in a reduce or an exchange belongs to it. A rank's model chunks have the same marks.
 
 use super::check::meetings;
 use super::replay::replay;
@@ -21,8 +21,8 @@ pub fn draw(
     seconds: impl Fn(u32, Action) -> f64,
     column_s: f64,
 ) -> String {
-    let events =
-        replay(schedule, &meetings(plan, step), seconds).expect("a checked schedule does not deadlock");
+    let events = replay(schedule, &meetings(plan, step, |_| true), seconds)
+        .expect("a checked schedule does not deadlock");
     draw_events(&events, column_s)
 }
 
@@ -58,9 +58,9 @@ fn row(events: &[Event], rank: u32, columns: usize, column_s: f64) -> String {
 fn mark(action: Action) -> Option<char> {
     let numbered = |first: u8, microbatch: u32| char::from(first + (microbatch % 10) as u8);
     match action {
-        Action::Forward { microbatch } => Some(numbered(b'0', microbatch)),
-        Action::BackwardInput { microbatch } => Some(numbered(b'a', microbatch)),
-        Action::BackwardWeight { microbatch } => Some(numbered(b'A', microbatch)),
+        Action::Forward { microbatch, .. } => Some(numbered(b'0', microbatch)),
+        Action::BackwardInput { microbatch, .. } => Some(numbered(b'a', microbatch)),
+        Action::BackwardWeight { microbatch, .. } => Some(numbered(b'A', microbatch)),
         Action::Reduce => Some('='),
         Action::Step => Some('|'),
         Action::Exchange => Some('x'),

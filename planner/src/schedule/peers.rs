@@ -8,8 +8,6 @@
 //!
 //! Not here: how many bytes a tensor has (`cost`), the order of messages (`generate`).
 
-use std::collections::BTreeSet;
-
 use crate::plan::{Exchange, ExchangeKind, Plan, Seat, Stage};
 
 /// What replicas exchange as a whole: the parameters of one unit lie on one stage.
@@ -39,6 +37,17 @@ pub struct Peer {
     pub rank: u32,
     /// Of the whole tensor.
     pub share: Share,
+}
+
+impl Unit {
+    /// The layer beside which it lies, of a model of so many.
+    pub fn layer(self, model_layers: u32) -> u32 {
+        match self {
+            Unit::Embedding => 0,
+            Unit::Layer(layer) => layer,
+            Unit::Head => model_layers - 1,
+        }
+    }
 }
 
 impl Share {
@@ -73,35 +82,21 @@ pub fn units(stage: &Stage, model_layers: u32) -> Vec<Unit> {
     embedding.into_iter().chain((first..end).map(Unit::Layer)).chain(head).collect()
 }
 
-/// For each unit of the seat's stage, the ranks of the exchange's other replicas that hold parts of it. Each replica
+/// For each unit of the seat's stages, the ranks of the exchange's other replicas that hold parts of it. Each replica
 /// begins with the one after itself, so that no rank is everybody's first.
 pub fn exchange_peers(plan: &Plan, exchange: &Exchange, seat: Seat<'_>) -> Vec<(Unit, Vec<Peer>)> {
-    let stage = &plan.replicas[seat.replica].stages[seat.stage];
+    let replica = &plan.replicas[seat.replica];
+    let owned = replica.stages[seat.stage..].iter().step_by(replica.depth());
     let members = &exchange.replicas;
     let own =
         members.iter().position(|&r| r as usize == seat.replica).expect("the seat's replica takes part");
     let others = || members[own + 1..].iter().chain(&members[..own]);
     let owners = |unit| others().map(move |&r| owner(plan, r as usize, unit));
-    let peers = |unit| owners(unit).flat_map(|s| boundary_peers(stage, seat.placement.rank, s)).collect();
-    units(stage, plan.model.layers).into_iter().map(|unit| (unit, peers(unit))).collect()
-}
-
-/// All ordered pairs of ranks between which the plan's schedules send, exchanges included.
-pub fn talking_pairs(plan: &Plan) -> BTreeSet<(u32, u32)> {
-    let seats = plan.seats();
-    let neighbours = seats.iter().flat_map(|seat| {
-        let stages = &plan.replicas[seat.replica].stages;
-        let others = [seat.stage.checked_sub(1), Some(seat.stage + 1)].into_iter().flatten();
-        let peers = |other: usize| boundary_peers(&stages[seat.stage], seat.placement.rank, &stages[other]);
-        let peers = others.filter(|&o| o < stages.len()).flat_map(peers);
-        peers.map(|p| (seat.placement.rank, p.rank)).collect::<Vec<_>>()
-    });
-    let owners = seats.iter().flat_map(|&seat| {
-        // At step 0 every exchange is due.
-        let units = exchanges_at(plan, seat.replica, 0).flat_map(move |e| exchange_peers(plan, e, seat));
-        units.flat_map(|(_, peers)| peers).map(move |p| (seat.placement.rank, p.rank))
-    });
-    neighbours.chain(owners).collect()
+    let of_unit = |stage: &Stage, unit| {
+        owners(unit).flat_map(|s| boundary_peers(stage, seat.placement.rank, s)).collect()
+    };
+    let units = owned.flat_map(|stage| units(stage, plan.model.layers).into_iter().map(move |u| (stage, u)));
+    units.map(|(stage, unit)| (unit, of_unit(stage, unit))).collect()
 }
 
 /// The exchanges that `replica` takes part in at optimiser step `step` (from 1): dense ones at every step, the
@@ -110,15 +105,16 @@ pub fn exchanges_at(plan: &Plan, replica: usize, step: u64) -> impl Iterator<Ite
     plan.exchange
         .iter()
         .filter(move |e| e.replicas.len() > 1 && e.replicas.iter().any(|&r| r as usize == replica))
-        .filter(move |e| e.kind == ExchangeKind::Dense || step.is_multiple_of(u64::from(e.every.max(1))))
+        .filter(move |e| is_due(e, step))
+}
+
+/// Whether the exchange follows optimiser step `step` (from 1).
+pub fn is_due(exchange: &Exchange, step: u64) -> bool {
+    exchange.kind == ExchangeKind::Dense || step.is_multiple_of(u64::from(exchange.every.max(1)))
 }
 
 fn owner(plan: &Plan, replica: usize, unit: Unit) -> &Stage {
-    let layer = match unit {
-        Unit::Embedding => 0,
-        Unit::Layer(layer) => layer,
-        Unit::Head => plan.model.layers - 1,
-    };
+    let layer = unit.layer(plan.model.layers);
     let owns = |s: &&Stage| (s.layers[0]..s.layers[1]).contains(&layer);
     plan.replicas[replica].stages.iter().find(owns).expect("a checked plan covers every layer")
 }

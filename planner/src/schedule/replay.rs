@@ -47,7 +47,7 @@ struct Replay<'a> {
     meetings: &'a Meetings,
     next: Vec<usize>,
     clock: Vec<f64>,
-    sent: HashMap<(u32, u32, Payload, u32), f64>,
+    sent: HashMap<(u32, u32, Payload, u32, u32), f64>,
     arrived: Vec<[Option<f64>; 2]>,
     events: Vec<Event>,
 }
@@ -75,8 +75,8 @@ impl<'a> Replay<'a> {
             let Ok(ready) = self.ready(rank as u32, action) else { return };
             let start_s = self.clock[rank];
             let end_s = ready.max(start_s) + seconds(rank as u32, action);
-            if let Action::Send { to, what, microbatch } = action {
-                self.sent.insert((rank as u32, to, what, microbatch), end_s);
+            if let Action::Send { to, what, microbatch, chunk } = action {
+                self.sent.insert((rank as u32, to, what, microbatch, chunk), end_s);
             }
             self.events.push(Event { rank: rank as u32, action, start_s, end_s });
             self.clock[rank] = end_s;
@@ -86,8 +86,8 @@ impl<'a> Replay<'a> {
 
     /// When what the action waits for is there, or the rank that it waits for.
     fn ready(&self, rank: u32, action: Action) -> Result<f64, u32> {
-        if let Action::Receive { from, what, microbatch } = action {
-            return self.sent.get(&(from, rank, what, microbatch)).copied().ok_or(from);
+        if let Action::Receive { from, what, microbatch, chunk } = action {
+            return self.sent.get(&(from, rank, what, microbatch, chunk)).copied().ok_or(from);
         }
         let Some(meeting) = meeting(action) else { return Ok(0.0) };
         let peers = &self.meetings[rank as usize][meeting];

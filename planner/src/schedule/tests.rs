@@ -212,11 +212,51 @@ fn exchanges_come_when_they_are_due() {
     assert_eq!(closes(2, 4), [Action::Step]);
 }
 
+/// `groups` groups of one rank, `chunks` stages each.
+pub(crate) fn interleaved(groups: usize, chunks: usize, microbatches: u32) -> Plan {
+    let mut plan = plan(&[(microbatches, &vec![1; groups * chunks])]);
+    plan.schedule.virtual_stages = chunks as u32;
+    plan.model.layers = (groups * chunks) as u32;
+    let stages = &mut plan.replicas[0].stages;
+    for (s, layer) in (0..stages.len()).zip(0..) {
+        stages[s].layers = [layer, layer + 1];
+        stages[s].ranks = stages[s % groups].ranks.clone();
+    }
+    plan
+}
+
 #[test]
-fn virtual_stages_are_refused() {
-    let mut plan = pipeline(2, 2);
-    plan.schedule.virtual_stages = 2;
-    assert_eq!(of(&plan, 1), Err(ScheduleError::Interleaved { virtual_stages: 2 }));
+fn interleaved_stages_take_turns() {
+    let plan = interleaved(2, 2, 4);
+    let expected = "\
+rank 0  01012aA3bB2aA3bB.cC.dDcCdD|
+rank 1  .010aA1bB2aA3bB2cC3dDcCdD|.
+";
+    assert_eq!(picture(&plan, one_f_one_b(&plan, 1)), expected);
+}
+
+#[test]
+fn every_small_interleaved_pipeline_passes_and_holds_the_known_peak() {
+    for (groups, chunks, rounds) in
+        (2..=5).flat_map(|p| (2..=4).flat_map(move |v| (1..=4).map(move |n| (p, v, n))))
+    {
+        let plan = interleaved(groups, chunks, rounds * groups as u32);
+        let checked = of(&plan, 1).unwrap();
+        let passes = rounds * (groups * chunks) as u32;
+        // Narayanan et al.: the first rank holds p (1 + (p - 1) / (p v)) v chunks' activations, p v + p - 1.
+        let known =
+            |rank: u32| passes.min(2 * (groups as u32 - 1 - rank) + (chunks as u32 - 1) * groups as u32 + 1);
+        let known: Vec<u32> = (0..groups as u32).map(known).collect();
+        assert_eq!(checked.peak_in_flight(), known, "{groups} groups, {chunks} chunks, {rounds} rounds");
+        let by_chunk = checked.held().iter().map(|held| held.iter().sum::<u32>());
+        assert_eq!(by_chunk.collect::<Vec<_>>(), known);
+    }
+}
+
+#[test]
+fn an_interleaved_pipeline_needs_whole_rounds() {
+    let plan = interleaved(2, 2, 3);
+    assert_eq!(of(&plan, 1), Err(ScheduleError::Interleaved { replica: 0, microbatches: 3, depth: 2 }));
 }
 
 /// Plans whose schedules the negative tests spoil: a pipeline, and two replicas with both kinds of exchange.
@@ -226,12 +266,17 @@ fn spoilable() -> Vec<Plan> {
     vec![pipeline(4, 6), replicas]
 }
 
+fn spoilable_and_interleaved() -> Vec<Plan> {
+    spoilable().into_iter().chain([interleaved(2, 2, 4)]).collect()
+}
+
 /// Applies `spoil` at every action of every rank and hands what `check` says to `judge`.
 fn spoil_each(
+    plans: Vec<Plan>,
     spoil: impl Fn(&mut Vec<Action>, usize),
     judge: impl Fn(u32, usize, &[Action], Result<Checked<Schedule>, ScheduleError>),
 ) {
-    for plan in spoilable() {
+    for plan in plans {
         let good = one_f_one_b(&plan, 1);
         for (rank, list) in good.0.iter().enumerate() {
             for index in 0..list.len() {
@@ -246,6 +291,7 @@ fn spoil_each(
 #[test]
 fn a_dropped_action_is_named() {
     spoil_each(
+        spoilable_and_interleaved(),
         |list, index| _ = list.remove(index),
         |rank, index, list, verdict| {
             let dropped = list[index];
@@ -263,6 +309,7 @@ fn a_dropped_action_is_named() {
 #[test]
 fn a_doubled_action_is_named() {
     spoil_each(
+        spoilable_and_interleaved(),
         |list, index| list.insert(index, list[index]),
         |rank, index, list, verdict| {
             let action = list[index];
@@ -274,8 +321,9 @@ fn a_doubled_action_is_named() {
 
 #[test]
 fn an_action_of_another_rank_or_microbatch_is_named() {
-    let foreign = Action::BackwardWeight { microbatch: 99 };
+    let foreign = Action::BackwardWeight { microbatch: 99, chunk: 0 };
     spoil_each(
+        spoilable_and_interleaved(),
         |list, index| list.insert(index, foreign),
         |rank, index, _, verdict| {
             assert_eq!(verdict.unwrap_err(), ScheduleError::Unexpected { rank, index, action: foreign });
@@ -308,7 +356,7 @@ fn swapped_neighbours_are_named_if_one_needs_the_other() {
         let other = (index + 1).min(list.len() - 1);
         list.swap(index, other);
     };
-    spoil_each(swap, |rank, index, list, verdict| {
+    spoil_each(spoilable(), swap, |rank, index, list, verdict| {
         let Some(&second) = list.get(index + 1) else { return };
         let first = list[index];
         match verdict {
@@ -359,8 +407,8 @@ fn ranks_that_wait_for_each_other_are_named_with_what_they_wait_for() {
     let microbatch_1_first = |a: &Action| a.microbatch().map(|m| 1 - m).unwrap_or(2);
     schedule.0[1].sort_by_key(microbatch_1_first);
     let place = |a: Action| schedule.0[0].iter().position(|&b| a == b).unwrap();
-    let gradient = place(Action::Receive { from: 1, what: Payload::Gradient, microbatch: 0 });
-    let send = place(Action::Send { to: 1, what: Payload::Activation, microbatch: 1 });
+    let gradient = place(Action::Receive { from: 1, what: Payload::Gradient, microbatch: 0, chunk: 0 });
+    let send = place(Action::Send { to: 1, what: Payload::Activation, microbatch: 1, chunk: 0 });
     schedule.0[0][send..=gradient].rotate_right(1);
     let error = check(schedule, &plan, 1).unwrap_err();
     let text = error.to_string();

@@ -25,6 +25,7 @@ pub fn gpu(flops_per_s: f64, memory_bytes: u64) -> Gpu {
         fp16_flops_per_s: flops_per_s,
         fp32_flops_per_s: flops_per_s,
         efficiency: 1.0,
+        memory_bytes_per_s: None,
         price_usd_per_hour: None,
     }
 }

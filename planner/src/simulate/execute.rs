@@ -1,98 +1,125 @@
-//! Discrete events: ranks run their operations, flows move chunks, whatever happens first is next.
+//! Discrete events: ranks run their operations, flows move chunks, meetings take the network in bulk; whatever happens
+//! first is next.
 //!
-//! Events at the same time happen in the order in which they were caused, so a run is a pure function of its input.
+//! Events at the same time happen in the order in which they were caused, meetings last and in their own order, so a
+//! run is a pure function of its input, and of two sets of replicas that share nothing neither changes the other's.
 //!
 //! Not here: what operations there are (`program`), how resources are shared (`network`).
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-
-use serde::Serialize;
+use std::collections::{BinaryHeap, VecDeque};
 
 use super::network::Network;
-use super::program::{Op, Program};
-use crate::schedule::Event;
+use super::program::{Begin, Op, Program};
 
-/// A message on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Transfer {
-    /// Sender.
-    pub from: u32,
-    /// Receiver.
-    pub to: u32,
-    /// Payload.
-    pub bytes: u64,
-    /// When its first chunk got the resources.
-    pub start_s: f64,
-    /// When its last chunk left the slowest of them.
-    pub end_s: f64,
-    /// When the receiver has it.
-    pub delivered_s: f64,
-}
-
-impl Transfer {
-    pub(super) fn earlier_by(self, seconds: f64) -> Self {
-        Transfer {
-            start_s: self.start_s - seconds,
-            end_s: self.end_s - seconds,
-            delivered_s: self.delivered_s - seconds,
-            ..self
-        }
-    }
+/// Which kinds of step are run, one after the other, and which of them are written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Steps {
+    /// Indices into [`super::program::Rank::ops`].
+    pub(super) kinds: Vec<usize>,
+    /// Positions of the steps that [`Run::done`], [`Run::sent`] and [`Run::met`] tell of.
+    pub(super) written: Vec<usize>,
 }
 
 /// What happened.
+#[derive(Debug, Default)]
 pub(super) struct Run {
-    /// With the position of the step in the run, in the order in which they ended.
-    pub(super) events: Vec<(usize, Event)>,
-    /// By message of the program.
-    pub(super) transfers: Vec<Transfer>,
-    /// When the last rank ended the step.
-    pub(super) step_end_s: Vec<f64>,
+    /// By position of the step, then executed rank: when it ended.
+    pub(super) ends_s: Vec<Vec<f64>>,
+    /// Actions of the steps written down, in the order in which they ended.
+    pub(super) done: Vec<Done>,
+    /// Messages of those steps.
+    pub(super) sent: Vec<Sent>,
+    /// Meetings of those steps.
+    pub(super) met: Vec<Over>,
 }
 
-/// Runs the program to its end; a checked schedule's program has one.
-pub(super) fn execute(program: &Program, network: &Network) -> Run {
-    let mut execution = Execution::new(program, network);
+/// An executed rank's `action`-th action.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done {
+    pub(super) step: usize,
+    pub(super) rank: usize,
+    pub(super) action: usize,
+    pub(super) start_s: f64,
+    pub(super) end_s: f64,
+}
+
+/// A message: when its first chunk got the resources, when its last left the slowest, when the receiver has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) step: usize,
+    pub(super) message: usize,
+    pub(super) start_s: f64,
+    pub(super) end_s: f64,
+    pub(super) delivered_s: f64,
+}
+
+/// A meeting: when its last rank had come, when it was over.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Over {
+    pub(super) step: usize,
+    pub(super) meeting: usize,
+    pub(super) start_s: f64,
+    pub(super) end_s: f64,
+}
+
+/// Runs the steps to their end; a checked schedule's program has one.
+pub(super) fn execute(program: &Program, network: &Network<'_>, steps: &Steps) -> Run {
+    let mut execution = Execution::new(program, network, steps);
     while let Some(Reverse(next)) = execution.queue.pop() {
         match next.what {
-            What::Rank(rank) => execution.rank(rank, next.at_s),
-            What::Chunk(flow) => execution.chunk(flow, next.at_s),
-            What::Delivered(message) => execution.delivered(message, next.at_s),
+            What::Rank(rank) => execution.rank(rank as usize, next.at_s),
+            What::Chunk(flow) => execution.chunk(flow as usize, next.at_s),
+            What::Delivered(message) => execution.delivered(message as usize, next.at_s),
+            What::Meeting(meeting) => execution.meeting(meeting as usize, next.at_s),
+            What::Over(meeting) => execution.over(meeting as usize, next.at_s),
         }
     }
-    let ended = execution.ranks.iter().zip(&program.ops).all(|(rank, ops)| rank.next == ops.len());
+    let ended = execution.ranks.iter().all(|rank| rank.step == steps.kinds.len());
     assert!(ended, "a checked schedule leaves no rank waiting");
     execution.run
 }
 
 struct Execution<'a> {
     program: &'a Program,
-    network: &'a Network,
+    network: &'a Network<'a>,
+    steps: &'a Steps,
     queue: BinaryHeap<Reverse<Next>>,
     caused: u64,
     ranks: Vec<RankState>,
-    flows: Vec<Flow<'a>>,
-    /// By message.
-    flow_of: Vec<usize>,
-    next_free_s: Vec<f64>,
+    flows: Vec<FlowState>,
+    /// By resource: when boundary messages leave it free, when meetings do.
+    next_free_s: [Vec<f64>; 2],
     messages: Vec<MessageState>,
+    meetings: Vec<MeetingState>,
     run: Run,
 }
 
 #[derive(Clone, Copy, Default)]
 struct RankState {
-    /// Next operation.
+    /// Position in the steps, and of the next operation in its list.
+    step: usize,
     next: usize,
+    phase: Phase,
     action_start_s: f64,
 }
 
-/// The messages of one pair of ranks, one after the other.
-struct Flow<'a> {
-    route: &'a super::Route,
-    queue: VecDeque<usize>,
-    /// Of the first message of the queue.
+/// How far the next operation is.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Phase {
+    #[default]
+    Ready,
+    /// So many of its meetings are not over.
+    Meeting(u32),
+    Begun,
+}
+
+/// A flow's messages that wait, and of the first of them the bytes left and when it began.
+#[derive(Default)]
+struct FlowState {
+    queue: VecDeque<(u32, u32)>,
     left_bytes: u64,
+    start_s: f64,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -102,102 +129,189 @@ enum MessageState {
     There,
 }
 
+#[derive(Clone, Copy, Default)]
+struct MeetingState {
+    come: u32,
+    step: usize,
+    start_s: f64,
+}
+
+#[derive(Clone, Copy)]
 enum What {
-    Rank(usize),
-    Chunk(usize),
-    Delivered(usize),
+    Rank(u32),
+    Chunk(u32),
+    Delivered(u32),
+    Meeting(u32),
+    Over(u32),
 }
 
 impl<'a> Execution<'a> {
-    fn new(program: &'a Program, network: &'a Network) -> Self {
-        let mut flows = Vec::new();
-        let mut known = BTreeMap::new();
-        let mut flow_of_pair = |pair: (u32, u32)| {
-            *known.entry(pair).or_insert_with(|| {
-                let route = network.route(pair.0, pair.1);
-                flows.push(Flow { route, queue: VecDeque::new(), left_bytes: 0 });
-                flows.len() - 1
-            })
-        };
-        let flow_of = program.messages.iter().map(|m| flow_of_pair((m.from, m.to))).collect();
+    fn new(program: &'a Program, network: &'a Network<'a>, steps: &'a Steps) -> Self {
+        let ranks = program.ranks.len();
         let mut execution = Execution {
             program,
             network,
-            queue: BinaryHeap::new(),
+            steps,
+            queue: BinaryHeap::with_capacity(2 * ranks),
             caused: 0,
-            ranks: vec![RankState::default(); program.ops.len()],
-            flows,
-            flow_of,
-            next_free_s: vec![0.0; network.resources.len()],
+            ranks: vec![RankState::default(); ranks],
+            flows: program.flows.iter().map(|_| FlowState::default()).collect(),
+            next_free_s: [vec![0.0; program.resources], vec![0.0; program.resources]],
             messages: vec![MessageState::Due; program.messages.len()],
-            run: Run::of(program),
+            meetings: vec![MeetingState::default(); program.meetings.len()],
+            run: Run { ends_s: vec![vec![0.0; ranks]; steps.kinds.len()], ..Run::default() },
         };
-        (0..program.ops.len()).for_each(|rank| execution.at(0.0, What::Rank(rank)));
+        (0..ranks as u32).for_each(|rank| execution.at(0.0, What::Rank(rank)));
         execution
     }
 
     fn at(&mut self, at_s: f64, what: What) {
         self.caused += 1;
-        self.queue.push(Reverse(Next { at_s, order: self.caused, what }));
+        let order = match what {
+            What::Meeting(meeting) => MEETINGS_LAST | u64::from(meeting),
+            _ => self.caused,
+        };
+        self.queue.push(Reverse(Next { at_s, order, what }));
     }
 
-    /// The rank's operations until it computes or waits.
+    /// The rank's operations until it works or waits.
     fn rank(&mut self, rank: usize, now_s: f64) {
-        while let Some(&op) = self.program.ops[rank].get(self.ranks[rank].next) {
-            if let Op::Wait { message } = op
-                && self.messages[message] != MessageState::There
-            {
-                self.messages[message] = MessageState::Awaited;
-                return;
-            }
-            self.ranks[rank].next += 1;
-            match op {
-                Op::Compute { seconds } => return self.at(now_s + seconds, What::Rank(rank)),
-                Op::Send { message } => self.send(message, now_s),
-                Op::Done { action, step } => {
-                    let start_s = std::mem::replace(&mut self.ranks[rank].action_start_s, now_s);
-                    self.run.events.push((step, Event { rank: rank as u32, action, start_s, end_s: now_s }));
-                    self.run.step_end_s[step] = self.run.step_end_s[step].max(now_s);
+        while let Some(op) = self.next_op(rank) {
+            if self.ranks[rank].phase != Phase::Begun {
+                if !self.begins(rank, op.begin, now_s) {
+                    return;
                 }
-                Op::Wait { .. } => {}
+                self.ranks[rank].phase = Phase::Begun;
+                if op.seconds > 0.0 {
+                    return self.at(now_s + op.seconds, What::Rank(rank as u32));
+                }
+            }
+            if let Some(message) = op.send {
+                self.send(message, self.ranks[rank].step, now_s);
+            }
+            self.done(rank, now_s);
+        }
+    }
+
+    /// The rank's next operation; none when all steps are done.
+    fn next_op(&self, rank: usize) -> Option<Op> {
+        let state = &self.ranks[rank];
+        let &kind = self.steps.kinds.get(state.step)?;
+        Some(self.program.ranks[rank].ops[kind][state.next])
+    }
+
+    /// Whether what the operation waits for is there; if not, the rank is woken when it is.
+    fn begins(&mut self, rank: usize, begin: Begin, now_s: f64) -> bool {
+        match (begin, self.ranks[rank].phase) {
+            (Begin::AtOnce, _) | (_, Phase::Meeting(0)) => true,
+            (Begin::Message(message), _) => {
+                let state = &mut self.messages[message as usize];
+                let is_there = *state == MessageState::There;
+                *state = if is_there { MessageState::Due } else { MessageState::Awaited };
+                is_there
+            }
+            (Begin::Meetings(first, end), _) => {
+                self.ranks[rank].phase = Phase::Meeting(end - first);
+                let program = self.program;
+                let meets = &program.ranks[rank].meets[first as usize..end as usize];
+                meets.iter().for_each(|&meeting| self.comes(rank, meeting, now_s));
+                first == end
             }
         }
     }
 
-    fn send(&mut self, message: usize, now_s: f64) {
-        let index = self.flow_of[message];
-        let flow = &mut self.flows[index];
-        flow.queue.push_back(message);
+    fn comes(&mut self, rank: usize, meeting: u32, now_s: f64) {
+        let state = &mut self.meetings[meeting as usize];
+        state.come += 1;
+        if state.come as usize == self.program.meetings[meeting as usize].members.len() {
+            *state = MeetingState { come: 0, step: self.ranks[rank].step, start_s: now_s };
+            self.at(now_s, What::Meeting(meeting));
+        }
+    }
+
+    /// All have come: its flows take their resources.
+    fn meeting(&mut self, meeting: usize, now_s: f64) {
+        let traffic = &self.program.meetings[meeting].traffic;
+        let mut end_s = now_s;
+        for &(resource, seconds) in &traffic.busy_s {
+            let free_s = &mut self.next_free_s[1][resource];
+            *free_s = free_s.max(now_s) + seconds;
+            end_s = end_s.max(*free_s);
+        }
+        self.at(end_s + traffic.latency_s, What::Over(meeting as u32));
+    }
+
+    fn over(&mut self, meeting: usize, now_s: f64) {
+        let MeetingState { step, start_s, .. } = self.meetings[meeting];
+        if self.steps.written.contains(&step) {
+            self.run.met.push(Over { step, meeting, start_s, end_s: now_s });
+        }
+        let program = self.program;
+        for &rank in &program.meetings[meeting].members {
+            let Phase::Meeting(left) = &mut self.ranks[rank as usize].phase else {
+                unreachable!("a rank waits until all of its meetings are over");
+            };
+            *left -= 1;
+            if *left == 0 {
+                self.rank(rank as usize, now_s);
+            }
+        }
+    }
+
+    /// The rank's operation is over: its next one is due.
+    fn done(&mut self, rank: usize, now_s: f64) {
+        let state = &mut self.ranks[rank];
+        let start_s = std::mem::replace(&mut state.action_start_s, now_s);
+        let (step, action) = (state.step, state.next);
+        state.phase = Phase::Ready;
+        state.next += 1;
+        if state.next == self.program.ranks[rank].ops[self.steps.kinds[step]].len() {
+            (state.step, state.next) = (step + 1, 0);
+            self.run.ends_s[step][rank] = now_s;
+        }
+        if self.steps.written.contains(&step) {
+            self.run.done.push(Done { step, rank, action, start_s, end_s: now_s });
+        }
+    }
+
+    fn send(&mut self, message: u32, step: usize, now_s: f64) {
+        let index = self.program.messages[message as usize].flow;
+        let flow = &mut self.flows[index as usize];
+        flow.queue.push_back((message, step as u32));
         if flow.queue.len() == 1 {
-            flow.left_bytes = self.program.messages[message].bytes;
+            flow.left_bytes = self.program.messages[message as usize].bytes;
             self.at(now_s, What::Chunk(index));
         }
     }
 
     /// The next chunk of the flow's first message.
     fn chunk(&mut self, index: usize, now_s: f64) {
-        let flow = &mut self.flows[index];
-        let message = flow.queue[0];
-        let bytes = self.program.messages[message].bytes;
-        let chunk_bytes = flow.left_bytes.min(self.network.chunk_bytes(flow.route, bytes));
-        let (start_s, end_s) = self.network.reserve(&mut self.next_free_s, flow.route, now_s, chunk_bytes);
-        let transfer = &mut self.run.transfers[message];
-        if flow.left_bytes == bytes {
-            transfer.start_s = start_s;
+        let (flow, state) = (&self.program.flows[index], &mut self.flows[index]);
+        let (message, step) = state.queue[0];
+        let bytes = self.program.messages[message as usize].bytes;
+        let chunk_bytes = match flow.is_shared {
+            true => state.left_bytes.min(self.network.chunk_bytes(&flow.way, bytes)),
+            false => bytes,
+        };
+        let (start_s, end_s) = self.network.reserve(&mut self.next_free_s[0], &flow.way, now_s, chunk_bytes);
+        if state.left_bytes == bytes {
+            state.start_s = start_s;
         }
-        flow.left_bytes -= chunk_bytes;
-        if flow.left_bytes > 0 {
-            return self.at(end_s, What::Chunk(index));
+        state.left_bytes -= chunk_bytes;
+        if state.left_bytes > 0 {
+            return self.at(end_s, What::Chunk(index as u32));
         }
-        transfer.end_s = end_s;
-        transfer.delivered_s = end_s + flow.route.latency_s;
-        flow.queue.pop_front();
-        let next = flow.queue.front().copied();
-        flow.left_bytes = next.map_or(0, |m| self.program.messages[m].bytes);
-        let delivered_s = transfer.delivered_s;
+        let (start_s, delivered_s) = (state.start_s, end_s + flow.way.latency_s);
+        state.queue.pop_front();
+        let next = state.queue.front().copied();
+        state.left_bytes = next.map_or(0, |(m, _)| self.program.messages[m as usize].bytes);
+        if self.steps.written.contains(&(step as usize)) {
+            let (step, message) = (step as usize, message as usize);
+            self.run.sent.push(Sent { step, message, start_s, end_s, delivered_s });
+        }
         self.at(delivered_s, What::Delivered(message));
         if next.is_some() {
-            self.at(end_s, What::Chunk(index));
+            self.at(end_s, What::Chunk(index as u32));
         }
     }
 
@@ -208,25 +322,10 @@ impl<'a> Execution<'a> {
     }
 }
 
-impl Run {
-    fn of(program: &Program) -> Self {
-        let unsent = |m: &super::program::Message| Transfer {
-            from: m.from,
-            to: m.to,
-            bytes: m.bytes,
-            start_s: 0.0,
-            end_s: 0.0,
-            delivered_s: 0.0,
-        };
-        Run {
-            events: Vec::new(),
-            transfers: program.messages.iter().map(unsent).collect(),
-            step_end_s: vec![0.0; program.steps],
-        }
-    }
-}
+/// Orders meetings after everything else at their time.
+const MEETINGS_LAST: u64 = 1 << 63;
 
-/// Earliest first; at one time, first caused first.
+/// Earliest first; at one time, in `order`.
 struct Next {
     at_s: f64,
     order: u64,

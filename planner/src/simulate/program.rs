@@ -1,232 +1,284 @@
-//! From actions to what the execution knows: compute, send, wait. One list per rank over all steps of the run.
+//! From actions to what the execution knows: wait, work, send. One list per executed rank and kind of step: a step is
+//! of the usual kind or one in which some exchanges with a period are due; the execution repeats them.
 //!
-//! A collective becomes its messages. With `R` owners of a unit, all units in flight at once:
-//! ```text
-//!   sparse     its frames to every other owner; wait for theirs (those of one peer follow each other: one message)
-//!   dense      1/R of the unit to every other owner (reduce-scatter); as a unit's parts have come, the own reduced
-//!              1/R to every other owner (all-gather); wait for theirs
-//!   streaming  as dense, of the pseudo-gradient
-//! ```
-//! Not here: time (`execute`), whom a rank meets (`schedule`).
+//! Ranks, flows, messages and meetings are numbered densely; a step's messages have the same numbers in every step: by
+//! the time one is sent again it has been used, since its sender has the gradient (or the activation) that came of it.
+//!
+//! Not here: time (`execute`), whom a rank meets (`schedule`, `meeting`).
 
 use std::collections::HashMap;
 
 use super::Costs;
-use crate::plan::{Exchange, ExchangeKind, Plan, Seat};
-use crate::schedule::{
-    Action, Checked, Payload, Peer, Schedule, Unit, boundary_peers, exchange_peers, exchanges_at,
-};
+use super::edge::Edge;
+use super::meeting::{Meeting, Traffic};
+use super::network::Network;
+use crate::plan::{ExchangeKind, Plan, Seat};
+use crate::schedule::{self, Action, Payload, Schedule};
+use crate::topology::Way;
+
+/// Instead of its number, of a rank for which another one is executed.
+const NOT_EXECUTED: u32 = u32::MAX;
+
+/// One action: what it waits for, how long it works, what it sends then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Op {
+    pub(super) begin: Begin,
+    pub(super) seconds: f64,
+    pub(super) send: Option<u32>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Op {
-    Compute {
-        seconds: f64,
-    },
-    /// Index into [`Program::messages`].
-    Send {
-        message: usize,
-    },
-    /// Until that message is there.
-    Wait {
-        message: usize,
-    },
-    /// The action of the `step`-th step of the run is done.
-    Done {
-        action: Action,
-        step: usize,
-    },
+pub(super) enum Begin {
+    AtOnce,
+    /// When that message is there.
+    Message(u32),
+    /// When these meetings are over: a range of [`Rank::meets`].
+    Meetings(u32, u32),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An executed rank.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rank {
+    /// Its global number.
+    pub(super) rank: u32,
+    /// By kind of step.
+    pub(super) ops: Vec<Vec<Op>>,
+    /// Indices into [`Program::meetings`].
+    pub(super) meets: Vec<u32>,
+}
+
+/// The messages of one pair of ranks; they follow each other.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Flow {
+    pub(super) way: Way,
+    /// Whether another flow uses some resource of it.
+    pub(super) is_shared: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Message {
-    pub(super) from: u32,
+    pub(super) flow: u32,
+    /// Executed rank that waits for it.
     pub(super) to: u32,
     pub(super) bytes: u64,
-    /// Position of its step in the run.
-    pub(super) step: usize,
+    /// Global ranks.
+    pub(super) sender: u32,
+    pub(super) receiver: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Default)]
+/// A meeting as far as executed ranks see it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Met {
+    /// Executed ranks that own the part.
+    pub(super) members: Vec<u32>,
+    pub(super) traffic: Traffic,
+}
+
+#[derive(Debug, Clone)]
 pub(super) struct Program {
-    /// By rank.
-    pub(super) ops: Vec<Vec<Op>>,
+    pub(super) ranks: Vec<Rank>,
+    pub(super) flows: Vec<Flow>,
     pub(super) messages: Vec<Message>,
-    pub(super) steps: usize,
+    pub(super) meetings: Vec<Met>,
+    pub(super) resources: usize,
+}
+
+/// What a program is made of.
+pub(super) struct Parts<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) network: &'a Network<'a>,
+    /// By replica, the one executed for it.
+    pub(super) stands_for: &'a [usize],
+    /// Of the executed replicas, with the replica.
+    pub(super) edges: &'a [(usize, &'a Edge)],
+    /// By rank, the seconds that [`slot`] finds.
+    pub(super) work: &'a [Vec<f64>],
+    pub(super) meetings: &'a [Meeting],
+    /// By meeting.
+    pub(super) traffic: &'a [Traffic],
 }
 
 impl Program {
-    /// The schedules of steps, each with its number (from 1), one after the other.
-    pub(super) fn lower<'s>(
-        plan: &Plan,
-        costs: &dyn Costs,
-        steps: impl IntoIterator<Item = (u64, &'s Checked<Schedule>)>,
-    ) -> Self {
-        let seats = plan.seats();
-        let mut program = Program { ops: vec![Vec::new(); seats.len()], ..Program::default() };
-        for (step, schedule) in steps {
-            let mut known = HashMap::new();
-            for (&seat, list) in seats.iter().zip(&schedule.0) {
-                let mut lowering =
-                    Lowering { plan, costs, seat, step, program: &mut program, known: &mut known };
-                list.iter().for_each(|&action| lowering.action(action));
-            }
-            program.steps += 1;
+    /// `kinds` are the kinds of step: each a step's number and its schedule.
+    pub(super) fn new(parts: Parts<'_>, kinds: &[(u64, Schedule)]) -> Self {
+        let seats = parts.plan.seats();
+        let executed: Vec<Seat<'_>> =
+            seats.into_iter().filter(|s| parts.stands_for[s.replica] == s.replica).collect();
+        let mut local = vec![NOT_EXECUTED; parts.plan.world_size() as usize];
+        for (index, seat) in (0..).zip(&executed) {
+            local[seat.placement.rank as usize] = index;
         }
-        program
-    }
-
-    /// By rank, seconds of work in the `step`-th step of the run.
-    pub(super) fn busy_s(&self, step: usize) -> Vec<f64> {
-        self.ops.iter().map(|ops| busy_s(ops, step)).collect()
-    }
-}
-
-fn busy_s(ops: &[Op], of_step: usize) -> f64 {
-    let (mut busy_s, mut action_s) = (0.0, 0.0);
-    for op in ops {
-        match *op {
-            Op::Compute { seconds } => action_s += seconds,
-            Op::Done { step, .. } => {
-                busy_s += if step == of_step { action_s } else { 0.0 };
-                action_s = 0.0;
-            }
-            Op::Send { .. } | Op::Wait { .. } => {}
+        let (flows, messages, posts) = messages(&parts, &local, executed.len());
+        let members = members(&parts, &local);
+        let mut mine = vec![Vec::new(); executed.len()];
+        for (meeting, members) in (0..).zip(&members) {
+            members.iter().for_each(|&rank| mine[rank as usize].push(meeting));
         }
+        let lowered = |((seat, posts), mine): ((&Seat<'_>, &Vec<Post>), &Vec<u32>)| {
+            let rank = seat.placement.rank;
+            let mut lowering = Lowering { parts: &parts, rank, posts, mine, step: 0, meets: Vec::new() };
+            let ops = kinds.iter().map(|(step, schedule)| lowering.list(*step, &schedule.0[rank as usize]));
+            Rank { rank, ops: ops.collect(), meets: lowering.meets }
+        };
+        let ranks = executed.iter().zip(&posts).zip(&mine).map(lowered).collect();
+        let met = members.into_iter().zip(parts.traffic);
+        let meetings = met.map(|(members, traffic)| Met { members, traffic: traffic.clone() }).collect();
+        Program { ranks, flows, messages, meetings, resources: parts.network.resources().len() }
     }
-    busy_s
+
+    /// The same if boundaries took no time.
+    pub(super) fn without_boundaries(&self) -> Self {
+        let flow = |flow: &Flow| Flow { way: Way::over([], 0.0, 0.0), ..*flow };
+        Program { flows: self.flows.iter().map(flow).collect(), ..self.clone() }
+    }
+
+    /// By executed rank, seconds of work in a usual step.
+    pub(super) fn busy_s(&self) -> impl Iterator<Item = f64> + '_ {
+        self.ranks.iter().map(|rank| rank.ops[0].iter().map(|op| op.seconds).sum())
+    }
 }
 
-/// What a message is, so that both its ends find the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Tag {
-    Boundary { what: Payload, microbatch: u32 },
-    Frames { exchange: usize },
-    Scatter { exchange: usize, unit: Unit },
-    Gather { exchange: usize, unit: Unit },
+/// By meeting, the executed ranks that own the part.
+fn members(parts: &Parts<'_>, local: &[u32]) -> Vec<Vec<u32>> {
+    let executed = |owners: &Vec<u32>| {
+        owners.iter().map(|&r| local[r as usize]).filter(|&r| r != NOT_EXECUTED).collect()
+    };
+    parts.meetings.iter().map(|m| executed(&m.owners)).collect()
 }
 
-/// One rank's action list being turned into its operations.
+/// An edge as one of its ranks knows it: the message of microbatch 0, the others follow.
+struct Post {
+    peer: u32,
+    what: Payload,
+    chunk: u32,
+    side: Side,
+    first_message: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Sender,
+    Receiver,
+}
+
+fn messages(parts: &Parts<'_>, local: &[u32], ranks: usize) -> (Vec<Flow>, Vec<Message>, Vec<Vec<Post>>) {
+    let (mut flows, mut messages) = (Vec::new(), Vec::new());
+    let mut posts: Vec<Vec<Post>> = (0..ranks).map(|_| Vec::new()).collect();
+    let mut flow_of = HashMap::new();
+    for &(replica, edge) in parts.edges {
+        let [from, to] = [edge.from, edge.to].map(|rank| local[rank as usize]);
+        let replica = &parts.plan.replicas[replica];
+        let flow = *flow_of.entry((from, to)).or_insert_with(|| {
+            flows.push(Flow { way: edge.way, is_shared: false });
+            flows.len() as u32 - 1
+        });
+        let (what, chunk, first_message) =
+            (edge.what, edge.boundary / replica.depth() as u32, messages.len() as u32);
+        posts[from as usize].push(Post { peer: edge.to, what, chunk, side: Side::Sender, first_message });
+        posts[to as usize].push(Post { peer: edge.from, what, chunk, side: Side::Receiver, first_message });
+        let message = Message { flow, to, bytes: edge.bytes, sender: edge.from, receiver: edge.to };
+        messages.extend(std::iter::repeat_n(message, replica.microbatches as usize));
+    }
+    mark_shared(&mut flows, parts.network.resources().len());
+    (flows, messages, posts)
+}
+
+fn mark_shared(flows: &mut [Flow], resources: usize) {
+    let mut users = vec![0_u32; resources];
+    flows.iter().flat_map(|f| f.way.resources()).for_each(|r| users[r] += 1);
+    for flow in flows {
+        flow.is_shared = flow.way.resources().any(|r| users[r] > 1);
+    }
+}
+
+/// One rank's action lists being turned into its operations.
 struct Lowering<'a> {
-    plan: &'a Plan,
-    costs: &'a dyn Costs,
-    seat: Seat<'a>,
+    parts: &'a Parts<'a>,
+    rank: u32,
+    posts: &'a [Post],
+    /// Its meetings, of all exchanges.
+    mine: &'a [u32],
     /// Number of the optimiser step, from 1.
     step: u64,
-    program: &'a mut Program,
-    known: &'a mut HashMap<(u32, u32, Tag), usize>,
+    meets: Vec<u32>,
 }
 
 impl Lowering<'_> {
-    fn action(&mut self, action: Action) {
+    fn list(&mut self, step: u64, actions: &[Action]) -> Vec<Op> {
+        self.step = step;
+        actions.iter().map(|&action| self.op(action)).collect()
+    }
+
+    fn op(&mut self, action: Action) -> Op {
+        let (mut begin, mut send) = (Begin::AtOnce, None);
         match action {
-            Action::Receive { from, what, microbatch } => self.wait(from, Tag::Boundary { what, microbatch }),
-            Action::Reduce => self.exchanges(|kind| kind == ExchangeKind::Dense),
-            Action::Exchange => self.exchanges(|kind| kind != ExchangeKind::Dense),
+            Action::Receive { from, what, microbatch, chunk } => {
+                begin = Begin::Message(self.post(from, what, chunk, Side::Receiver) + microbatch);
+            }
+            Action::Send { to, what, microbatch, chunk } => {
+                send = Some(self.post(to, what, chunk, Side::Sender) + microbatch);
+            }
+            Action::Reduce => begin = self.meetings(|kind| kind == ExchangeKind::Dense),
+            Action::Exchange => begin = self.meetings(|kind| kind != ExchangeKind::Dense),
             _ => {}
         }
-        let seconds = self.costs.action_s(self.rank(), action);
-        if seconds > 0.0 {
-            self.op(Op::Compute { seconds });
-        }
-        if let Action::Send { to, what, microbatch } = action {
-            self.send(to, Tag::Boundary { what, microbatch }, self.boundary_bytes(to, what));
-        }
-        self.op(Op::Done { action, step: self.program.steps });
+        Op { begin, seconds: self.parts.work[self.rank as usize][slot(action)], send }
     }
 
-    fn exchanges(&mut self, of: impl Fn(ExchangeKind) -> bool) {
-        let plan = self.plan;
-        for exchange in exchanges_at(plan, self.seat.replica, self.step).filter(|e| of(e.kind)) {
-            let units = exchange_peers(plan, exchange, self.seat);
-            match exchange.kind {
-                ExchangeKind::Sparse { .. } => self.all_gather(exchange, &units),
-                ExchangeKind::Dense | ExchangeKind::Streaming => self.all_reduce(exchange, &units),
-            }
-        }
+    fn post(&self, peer: u32, what: Payload, chunk: u32, side: Side) -> u32 {
+        let wanted = (peer, what, chunk, side);
+        let post = self.posts.iter().find(|p| (p.peer, p.what, p.chunk, p.side) == wanted);
+        post.expect("a schedule sends along the edges").first_message
     }
 
-    fn all_gather(&mut self, exchange: &Exchange, units: &[(Unit, Vec<Peer>)]) {
-        let tag = Tag::Frames { exchange: self.position(exchange) };
-        let mut frames = Vec::<(u32, u64)>::new();
-        for (unit, peers) in units {
-            let frame_bytes = self.costs.exchange_bytes(*unit, exchange.kind);
-            for peer in peers {
-                let bytes = peer.share.bytes(frame_bytes);
-                match frames.iter_mut().find(|(rank, _)| *rank == peer.rank) {
-                    Some((_, sum)) => *sum += bytes,
-                    None => frames.push((peer.rank, bytes)),
-                }
-            }
-        }
-        frames.iter().for_each(|&(rank, bytes)| self.send(rank, tag, bytes));
-        frames.iter().for_each(|&(rank, _)| self.wait(rank, tag));
-    }
-
-    fn all_reduce(&mut self, exchange: &Exchange, units: &[(Unit, Vec<Peer>)]) {
-        let position = self.position(exchange);
-        let owners = exchange.replicas.len() as u64;
-        let part = |this: &Self, unit, peer: &Peer| {
-            peer.share.bytes(this.costs.exchange_bytes(unit, exchange.kind)).div_ceil(owners)
+    fn meetings(&mut self, of: impl Fn(ExchangeKind) -> bool) -> Begin {
+        let first = self.meets.len() as u32;
+        let is_due = |meeting: &u32| {
+            let exchange = &self.parts.plan.exchange[self.parts.meetings[*meeting as usize].exchange];
+            of(exchange.kind) && schedule::is_due(exchange, self.step)
         };
-        for (unit, peers) in units {
-            let tag = Tag::Scatter { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.send(p.rank, tag, part(self, *unit, p)));
+        self.meets.extend(self.mine.iter().copied().filter(is_due));
+        Begin::Meetings(first, self.meets.len() as u32)
+    }
+}
+
+/// By rank, the seconds of each kind of action: [`slot`] finds them.
+pub(super) fn work(plan: &Plan, costs: &dyn Costs) -> Vec<Vec<f64>> {
+    let of_seat = |seat: Seat<'_>| {
+        let (rank, microbatch) = (seat.placement.rank, 0);
+        let mut work = vec![];
+        work.extend([Action::Reduce, Action::Step, Action::Exchange].map(|a| costs.action_s(rank, a)));
+        for chunk in 0..plan.replicas[seat.replica].virtual_stages() as u32 {
+            let [activation, gradient] = [Payload::Activation, Payload::Gradient];
+            let actions = [
+                Action::Forward { microbatch, chunk },
+                Action::BackwardInput { microbatch, chunk },
+                Action::BackwardWeight { microbatch, chunk },
+                Action::Receive { from: rank, what: activation, microbatch, chunk },
+                Action::Receive { from: rank, what: gradient, microbatch, chunk },
+                Action::Send { to: rank, what: activation, microbatch, chunk },
+                Action::Send { to: rank, what: gradient, microbatch, chunk },
+            ];
+            work.extend(actions.map(|action| costs.action_s(rank, action)));
         }
-        for (unit, peers) in units {
-            let scatter = Tag::Scatter { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.wait(p.rank, scatter));
-            let gather = Tag::Gather { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.send(p.rank, gather, part(self, *unit, p)));
-        }
-        for (unit, peers) in units {
-            let tag = Tag::Gather { exchange: position, unit: *unit };
-            peers.iter().for_each(|p| self.wait(p.rank, tag));
-        }
-    }
+        work
+    };
+    plan.seats().into_iter().map(of_seat).collect()
+}
 
-    /// The part of a boundary's tensor that this rank and `to` share.
-    fn boundary_bytes(&self, to: u32, what: Payload) -> u64 {
-        let Seat { replica, stage, .. } = self.seat;
-        let (boundary, other) = match what {
-            Payload::Activation => (stage, stage + 1),
-            Payload::Gradient => (stage - 1, stage - 1),
-        };
-        let stages = &self.plan.replicas[replica].stages;
-        let peers = boundary_peers(&stages[stage], self.rank(), &stages[other]);
-        let peer = peers.iter().find(|p| p.rank == to).expect("a checked schedule sends to neighbours");
-        peer.share.bytes(self.costs.boundary_bytes(replica, boundary, what))
-    }
-
-    fn position(&self, exchange: &Exchange) -> usize {
-        self.plan.exchange.iter().position(|e| std::ptr::eq(e, exchange)).expect("an exchange of this plan")
-    }
-
-    fn send(&mut self, to: u32, tag: Tag, bytes: u64) {
-        let message = self.message(self.rank(), to, tag);
-        self.program.messages[message].bytes = bytes;
-        self.op(Op::Send { message });
-    }
-
-    fn wait(&mut self, from: u32, tag: Tag) {
-        let message = self.message(from, self.rank(), tag);
-        self.op(Op::Wait { message });
-    }
-
-    /// The message, whichever end comes first; its sender fills in the bytes.
-    fn message(&mut self, from: u32, to: u32, tag: Tag) -> usize {
-        let messages = &mut self.program.messages;
-        let step = self.program.steps;
-        *self.known.entry((from, to, tag)).or_insert_with(|| {
-            messages.push(Message { from, to, bytes: 0, step });
-            messages.len() - 1
-        })
-    }
-
-    fn rank(&self) -> u32 {
-        self.seat.placement.rank
-    }
-
-    fn op(&mut self, op: Op) {
-        self.program.ops[self.seat.placement.rank as usize].push(op);
+/// Where a rank's [`work`] has this action.
+fn slot(action: Action) -> usize {
+    let of_chunk = |kind: usize| 3 + 7 * action.chunk() as usize + kind;
+    match action {
+        Action::Reduce => 0,
+        Action::Step => 1,
+        Action::Exchange => 2,
+        Action::Forward { .. } => of_chunk(0),
+        Action::BackwardInput { .. } => of_chunk(1),
+        Action::BackwardWeight { .. } => of_chunk(2),
+        Action::Receive { what: Payload::Activation, .. } => of_chunk(3),
+        Action::Receive { what: Payload::Gradient, .. } => of_chunk(4),
+        Action::Send { what: Payload::Activation, .. } => of_chunk(5),
+        Action::Send { what: Payload::Gradient, .. } => of_chunk(6),
     }
 }

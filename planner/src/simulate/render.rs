@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::{LinkLoad, Simulation, Traffic};
+use super::{LinkLoad, RankLoad, Simulation, Traffic};
 use crate::plan::{ExchangeKind, Plan, ScheduleKind, Seat};
 use crate::schedule::{Action, Event, draw_events};
 use crate::units::{human_bytes, human_compute, human_rate, human_time};
@@ -19,8 +19,13 @@ const LINKS: usize = 16;
 /// The simulation of `plan`, about 80 to 110 columns wide.
 pub fn render(plan: &Plan, simulation: &Simulation) -> String {
     let mut text = String::new();
-    let parts =
-        [figures(plan, simulation), picture(plan, simulation), ranks(plan, simulation), links(simulation)];
+    let parts = [
+        figures(plan, simulation),
+        over_memory(simulation),
+        picture(plan, simulation),
+        ranks(plan, simulation),
+        links(simulation),
+    ];
     parts.iter().for_each(|part| text.push_str(part));
     text
 }
@@ -44,7 +49,36 @@ fn figures(plan: &Plan, simulation: &Simulation) -> String {
             human_compute(predicted.model_flops_per_s_per_gpu)
         ),
     );
+    parts(simulation).iter().for_each(|parts| line(&mut text, format_args!("a rank's time, mean: {parts}")));
     text
+}
+
+fn over_memory(simulation: &Simulation) -> String {
+    let mut text = String::new();
+    for over in simulation.over_memory.iter().take(LINKS) {
+        line(&mut text, format_args!("over memory {over}"));
+    }
+    if let more @ 1.. = simulation.over_memory.len().saturating_sub(LINKS) {
+        line(&mut text, format_args!("            and {more} ranks more (--json has all)"));
+    }
+    text
+}
+
+/// What the ranks' time goes to, in the mean.
+fn parts(simulation: &Simulation) -> Option<String> {
+    let mean = |of: fn(&RankLoad) -> f64| {
+        simulation.ranks.iter().map(of).sum::<f64>() / simulation.ranks.len() as f64
+    };
+    let part = |name, seconds| format!("{name} {}", percent(seconds, simulation.iteration_s));
+    (!simulation.ranks.is_empty()).then(|| {
+        let parts = [
+            part("compute", mean(|r| r.busy_s)),
+            part("bubble", mean(|r| r.bubble_s)),
+            part("boundaries", mean(|r| r.boundary_s)),
+            part("exchange", mean(|r| r.exchange_s)),
+        ];
+        parts.join(", ")
+    })
 }
 
 fn exchange_note(plan: &Plan, simulation: &Simulation) -> String {

@@ -74,9 +74,13 @@ mod tests {
     fn what_a_resume_ran_again_counts_once_and_waiting_is_not_busy() {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder::at(dir.path());
-        let forward = Action::Forward { microbatch: 0 };
-        let receive =
-            Action::Receive { from: 1, what: narrows_planner::schedule::Payload::Gradient, microbatch: 0 };
+        let forward = Action::Forward { microbatch: 0, chunk: 0 };
+        let receive = Action::Receive {
+            from: 1,
+            what: narrows_planner::schedule::Payload::Gradient,
+            microbatch: 0,
+            chunk: 0,
+        };
         let lines = [
             event(3, forward, 1.0, 2.0),
             event(4, forward, 2.0, 4.0),

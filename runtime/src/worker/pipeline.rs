@@ -174,11 +174,11 @@ impl<'a> Pipeline<'a> {
 
     fn execute(&mut self, action: Action) -> Result<Span, WorkerError> {
         match action {
-            Action::Receive { from, what, microbatch } => self.receive(from, what, microbatch),
-            Action::Send { to, what, microbatch } => self.send(to, what, microbatch),
-            Action::Forward { microbatch } => self.forward(microbatch),
-            Action::BackwardInput { microbatch } => self.backward_input(microbatch),
-            Action::BackwardWeight { microbatch } => {
+            Action::Receive { from, what, microbatch, .. } => self.receive(from, what, microbatch),
+            Action::Send { to, what, microbatch, .. } => self.send(to, what, microbatch),
+            Action::Forward { microbatch, .. } => self.forward(microbatch),
+            Action::BackwardInput { microbatch, .. } => self.backward_input(microbatch),
+            Action::BackwardWeight { microbatch, .. } => {
                 self.timed(action, |p| p.stage.backward_weight(microbatch as usize).map_err(|e| p.failed(&e)))
             }
             Action::Step => self.timed(action, |p| {
@@ -233,7 +233,7 @@ impl<'a> Pipeline<'a> {
 
     fn forward(&mut self, microbatch: u32) -> Result<Span, WorkerError> {
         let tokens = self.tokens_of(microbatch);
-        self.timed(Action::Forward { microbatch }, |p| {
+        self.timed(Action::Forward { microbatch, chunk: 0 }, |p| {
             let input = match p.before {
                 None => Input::Tokens(&p.now.inputs[tokens.clone()]),
                 Some(_) => Input::Activation(&p.incoming),
@@ -261,7 +261,7 @@ impl<'a> Pipeline<'a> {
 
     fn backward_input(&mut self, microbatch: u32) -> Result<Span, WorkerError> {
         let scale = 1.0 / self.gradient_divisor();
-        self.timed(Action::BackwardInput { microbatch }, |p| {
+        self.timed(Action::BackwardInput { microbatch, chunk: 0 }, |p| {
             let upstream = match p.after {
                 None => Upstream::Loss { scale },
                 Some(_) => Upstream::Activation(&p.incoming),

@@ -170,9 +170,9 @@ fn axis(span_s: f64) -> String {
 
 fn computes(action: &Action) -> Option<u32> {
     match *action {
-        Action::Forward { microbatch }
-        | Action::BackwardInput { microbatch }
-        | Action::BackwardWeight { microbatch } => Some(microbatch),
+        Action::Forward { microbatch, .. }
+        | Action::BackwardInput { microbatch, .. }
+        | Action::BackwardWeight { microbatch, .. } => Some(microbatch),
         _ => None,
     }
 }
@@ -196,13 +196,15 @@ fn name(action: &Action) -> String {
         Payload::Gradient => "gradient",
     };
     match *action {
-        Action::Receive { from, what, microbatch } => {
+        Action::Receive { from, what, microbatch, .. } => {
             format!("wait for {} {microbatch} from rank {from}", payload(what))
         }
-        Action::Forward { microbatch } => format!("forward {microbatch}"),
-        Action::Send { to, what, microbatch } => format!("send {} {microbatch} to rank {to}", payload(what)),
-        Action::BackwardInput { microbatch } => format!("backward (input) {microbatch}"),
-        Action::BackwardWeight { microbatch } => format!("backward (weights) {microbatch}"),
+        Action::Forward { microbatch, .. } => format!("forward {microbatch}"),
+        Action::Send { to, what, microbatch, .. } => {
+            format!("send {} {microbatch} to rank {to}", payload(what))
+        }
+        Action::BackwardInput { microbatch, .. } => format!("backward (input) {microbatch}"),
+        Action::BackwardWeight { microbatch, .. } => format!("backward (weights) {microbatch}"),
         Action::Reduce => "reduce gradients".into(),
         Action::Step => "optimiser step".into(),
         Action::Exchange => "exchange".into(),
