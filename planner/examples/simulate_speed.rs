@@ -1,7 +1,7 @@
 //! How long the simulator takes: plans of 16 to 10,240 GPUs, `quick` (figures) and `simulate` (everything).
 //!
 //! ```text
-//! cargo run --release -p narrows-planner --example simulate_speed
+//! cargo run -p narrows-planner --example simulate_speed
 //! ```
 //! Plans: hosts of 8 GPUs in sites of at most 320 hosts, TP 8 in each stage (16 GPUs: unlike single-GPU stages over a
 //! slow link, the worst case, in which no replica has a twin); dense exchange inside a site, sparse between sites.

@@ -247,7 +247,7 @@ const WARM_UP: [usize; 2] = [1, 2];
 /// Steps measured after those.
 const MEASURED: [usize; 2] = [2, 4];
 /// Of a step's seconds: as much may two steps of a rank differ that repeats itself.
-const REPEATS: f64 = 1e-9;
+const REPEATS: f64 = 1e-4;
 
 impl<'a> Setting<'a> {
     fn new(plan: &'a Plan, network: &'a Network<'a>, costs: &dyn Costs) -> Result<Self, SimulateError> {

@@ -51,8 +51,6 @@ pub(super) struct Rank {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Flow {
     pub(super) way: Way,
-    /// Whether another flow uses some resource of it.
-    pub(super) is_shared: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,8 +126,8 @@ impl Program {
 
     /// The same if boundaries took no time.
     pub(super) fn without_boundaries(&self) -> Self {
-        let flow = |flow: &Flow| Flow { way: Way::over([], 0.0, 0.0), ..*flow };
-        Program { flows: self.flows.iter().map(flow).collect(), ..self.clone() }
+        let at_once = Flow { way: Way::over([], 0.0, 0.0) };
+        Program { flows: vec![at_once; self.flows.len()], ..self.clone() }
     }
 
     /// By executed rank, seconds of work in a usual step.
@@ -169,7 +167,7 @@ fn messages(parts: &Parts<'_>, local: &[u32], ranks: usize) -> (Vec<Flow>, Vec<M
         let [from, to] = [edge.from, edge.to].map(|rank| local[rank as usize]);
         let replica = &parts.plan.replicas[replica];
         let flow = *flow_of.entry((from, to)).or_insert_with(|| {
-            flows.push(Flow { way: edge.way, is_shared: false });
+            flows.push(Flow { way: edge.way });
             flows.len() as u32 - 1
         });
         let (what, chunk, first_message) =
@@ -179,16 +177,7 @@ fn messages(parts: &Parts<'_>, local: &[u32], ranks: usize) -> (Vec<Flow>, Vec<M
         let message = Message { flow, to, bytes: edge.bytes, sender: edge.from, receiver: edge.to };
         messages.extend(std::iter::repeat_n(message, replica.microbatches as usize));
     }
-    mark_shared(&mut flows, parts.network.resources().len());
     (flows, messages, posts)
-}
-
-fn mark_shared(flows: &mut [Flow], resources: usize) {
-    let mut users = vec![0_u32; resources];
-    flows.iter().flat_map(|f| f.way.resources()).for_each(|r| users[r] += 1);
-    for flow in flows {
-        flow.is_shared = flow.way.resources().any(|r| users[r] > 1);
-    }
 }
 
 /// One rank's action lists being turned into its operations.
