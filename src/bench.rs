@@ -1,5 +1,7 @@
 //! `narrows bench`: the figures of docs/performance.md, re-run.
 
+mod truth;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,12 +40,14 @@ enum What {
         #[arg(long, default_value = "runs/losses")]
         out: PathBuf,
     },
+    Truth(truth::Truth),
 }
 
 /// Runs it.
 pub fn run(args: Bench) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Losses { run, steps, out } => losses(&run, steps, &out),
+        What::Truth(args) => truth::run(args),
     }
 }
 

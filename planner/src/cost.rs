@@ -14,6 +14,7 @@
 pub mod boundary;
 pub mod compute;
 pub mod exchange;
+pub mod framework;
 pub mod memory;
 pub mod pipeline;
 pub mod tensor;

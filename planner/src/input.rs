@@ -70,6 +70,11 @@ impl Fault {
         Fault { hint: Some(hint.into()), ..self }
     }
 
+    /// The same fault, told of the value at `at`.
+    pub fn of<S: Into<Step>>(self, at: impl IntoIterator<Item = S>) -> Self {
+        Fault { at: at.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// The same fault seen from outside: `outer` goes before its path.
     pub fn within<S: Into<Step>>(mut self, outer: impl IntoIterator<Item = S>) -> Self {
         self.at.splice(0..0, outer.into_iter().map(Into::into));
@@ -91,7 +96,15 @@ impl Document {
     /// # Errors
     /// The file is missing, unreadable, not UTF-8 or not TOML.
     pub fn toml(path: &Path) -> Result<Self, InputError> {
-        Self::parse(path, tree::from_toml)
+        Self::parse(path, read_text(path)?, tree::from_toml)
+    }
+
+    /// Parses TOML that is part of the program; `name` stands for its file in errors.
+    ///
+    /// # Errors
+    /// It is not TOML.
+    pub fn toml_text(name: &str, text: &str) -> Result<Self, InputError> {
+        Self::parse(Path::new(name), text.to_owned(), tree::from_toml)
     }
 
     /// Reads and parses a JSON file (RFC 8259; a key twice in one object is refused).
@@ -99,14 +112,14 @@ impl Document {
     /// # Errors
     /// The file is missing, unreadable, not UTF-8 or not JSON.
     pub fn json(path: &Path) -> Result<Self, InputError> {
-        Self::parse(path, json::parse)
+        Self::parse(path, read_text(path)?, json::parse)
     }
 
     fn parse(
         path: &Path,
+        text: String,
         parse: impl FnOnce(&str) -> Result<Node, tree::SyntaxError>,
     ) -> Result<Self, InputError> {
-        let text = read_text(path)?;
         match parse(&text) {
             Ok(root) => Ok(Document { path: path.to_owned(), text, root }),
             Err(e) => {

@@ -5,7 +5,8 @@
 //! name  = "ib"               # one fabric: everything inside reaches everything
 //! nodes = 4                  # or [[cluster.host]] entries: name (else <cluster>-<index>), address
 //! gpus  = 8                  # per node
-//! gpu   = "A100-80G"         # built in (`gpus`), or a table: name, memory, bf16, fp16, fp32, efficiency, price
+//! gpu   = "A100-80G"         # built in (`gpus`), or a table: name, memory, bf16, fp16, fp32, efficiency,
+//!                            # memory_rate, price
 //! intra = "nvlink"           # built in (`intra`), or { rate, latency }
 //! nic   = { class = "infiniband", rate = "200Gbit/s", count = 4, latency = "5us" }
 //! ethernet = { rate = "25Gbit/s", latency = "50us" }                       # or just "25Gbit/s"
@@ -18,7 +19,8 @@
 //! ```
 //! Defaults: a `gpu` table with the name of a built-in GPU takes from it what it does not give; of another GPU,
 //! `bf16` and `fp16` stand for each other, both for want of any other figure are `fp32`, and `fp32` is a sixteenth of
-//! the 16-bit rate (as on A100 and H100). `efficiency` is 0.5, `count` 1, `loss` 0, the latency of InfiniBand and
+//! the 16-bit rate (as on A100 and H100). `efficiency` is 0.5 and stands for all that keeps a GPU from its peak, unless
+//! `memory_rate` is given too (built-in GPUs: see `gpus`), when it is that of matrix products alone. `count` is 1, `loss` 0, the latency of InfiniBand and
 //! RoCE 5 us, of Ethernet 50 us: usual figures, to be measured by `calibrate`.
 //!
 //! Not here: paths between GPUs (`topology`).
@@ -42,7 +44,11 @@ use crate::input::{Document, InputError};
 /// The file is unreadable or not TOML, has unknown or missing keys, or describes what cannot be (no GPU at all, a link
 /// to a cluster that does not exist, a rate of zero, …). The error shows the place.
 pub fn read(path: &Path) -> Result<Cluster, InputError> {
-    let document = Document::toml(path)?;
+    resolve(&Document::toml(path)?)
+}
+
+/// [`read`] of a file in memory.
+pub(crate) fn resolve(document: &Document) -> Result<Cluster, InputError> {
     let file: file::InventoryFile = document.decode()?;
     file.resolve()
         .and_then(|cluster| check(&cluster).map(|()| cluster))
@@ -107,6 +113,10 @@ pub struct Gpu {
     pub fp32_flops_per_s: f64,
     /// Share of the peak that training achieves, in (0, 1].
     pub efficiency: f64,
+    /// Rate of its memory, if what goes through memory is to be counted on top of the FLOPs; then `efficiency` is that of
+    /// matrix products alone. Built-in GPUs have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_per_s: Option<f64>,
     /// Price of one GPU, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_usd_per_hour: Option<f64>,

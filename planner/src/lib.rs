@@ -13,4 +13,6 @@ pub mod search;
 pub mod simulate;
 pub mod topology;
 pub mod trace;
+pub mod truth;
+pub mod uniform;
 pub mod units;

@@ -4,55 +4,98 @@
 //!   parameters  `Model`'s counts: of gpt, layer 12 h^2 + 13 h, embedding V h + s h, head 2 h + h V
 //!   states      fp32: weight 4 + gradient 4 + AdamW 8 = 16 B      16-bit: 2 + 4 + master 4 + AdamW 8 = 18 B
 //!               + 8 B where replicas drift apart (start-of-round copy, error feedback or outer momentum)
-//!   saved       16-bit, per layer and microbatch: s b h (10 + 24/t + 5 a s / (h t)) B; selective drops the 5 a s / h,
+//!               ZeRO-1 over d owners: weight + gradient + (the rest) / d, so 8 + 8/d and 6 + 12/d B
+//!   saved       16-bit, per layer and microbatch: s b (10 h + (4 a + 4 k + 4 f) / t + 5 n s / t) B, of GPT
+//!               s b h (10 + 24/t + 5 n s / (h t)); a gated MLP has 6 f; selective drops the 5 n s,
 //!               full keeps the layer's input, 2 s b h; fp32 twice that; the head keeps its logits, 4 s b V
-//!   in flight   1F1B, stage i of p: min(m, p - i)
+//!   in flight   1F1B, stage i of p: min(m, p - i); interleaved, v chunks a rank: p (1 + (p-1)/(p v)) at the first
 //! ```
+//! n heads, widths a of all queries, k of all keys, f of the MLP; t GPUs in the tensor-parallel group.
 //! Sources: Korthikanti et al., arXiv 2205.05198, equations 1 and 2; Megatron-LM's theoretical memory (18 B);
 //! Narayanan et al., arXiv 2104.04473 (1F1B). Worked: h 256, s 128, V 256: 789,760 per layer, 98,304, 66,048.
 //!
-//! Limits: the formula's layer keeps dropout masks; our native engine keeps less. Allocator slack and communication
-//! buffers are not counted: leave them out of the inventory's `memory`.
+//! Limits: the formula's layer keeps dropout masks; our native engine keeps less. Allocator slack, driver context and
+//! communication buffers are not counted: leave them out of the inventory's `memory` (3 to 4.5 GB in the measured runs
+//! of `truth`).
 
 use std::ops::Range;
 
+use super::framework::{Framework, NATIVE, Sequence};
 use crate::model::{Model, Precision, Recompute};
 use crate::plan::ExchangeKind;
 
 /// Parameters of the stage that holds `layers`.
 pub fn stage_parameters(model: &Model, layers: Range<u32>) -> u64 {
-    let embedding = if layers.start == 0 { model.embedding_parameters() } else { 0 };
-    let head = if layers.end == model.layers { model.head_parameters() } else { 0 };
-    embedding + u64::from(layers.end - layers.start) * model.layer_parameters() + head
+    model.stage_parameters(layers)
 }
 
-/// Bytes of states per parameter; `exchange` is `None` where there is one replica.
-pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<ExchangeKind>) -> u64 {
-    let own = match precision {
-        Precision::Fp32 => 16,
-        Precision::Bf16 | Precision::Fp16 => 18,
+/// Bytes of states per parameter; `exchange` is `None` where there is one replica, `owners` share the optimiser's
+/// states by ZeRO-1 (1: each keeps all).
+pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<ExchangeKind>, owners: u32) -> f64 {
+    let (kept, sharded) = match precision {
+        Precision::Fp32 => (8.0, 8.0),
+        Precision::Bf16 | Precision::Fp16 => (6.0, 12.0),
     };
     let drifting = match exchange {
-        None | Some(ExchangeKind::Dense) => 0,
-        Some(ExchangeKind::Streaming | ExchangeKind::Sparse { .. }) => 8,
+        None | Some(ExchangeKind::Dense) => 0.0,
+        Some(ExchangeKind::Streaming | ExchangeKind::Sparse { .. }) => 8.0,
     };
-    own + drifting
+    kept + sharded / f64::from(owners) + drifting
 }
 
 /// Bytes that one microbatch keeps for backward in each rank of a tensor-parallel group that holds `layers`.
 pub fn saved_bytes(model: &Model, layers: Range<u32>, micro_batch: u32, tensor_parallel: u32) -> f64 {
-    let (tokens, t) = (f64::from(micro_batch) * f64::from(model.sequence), f64::from(tensor_parallel));
-    let h = f64::from(model.hidden);
-    let linear = tokens * h * (10.0 + 24.0 / t);
-    let scores = 5.0 * f64::from(model.heads) * tokens * f64::from(model.sequence) / t;
+    saved_under_bytes(&NATIVE, model, layers, micro_batch, tensor_parallel)
+}
+
+/// [`saved_bytes`] as a framework keeps it.
+pub fn saved_under_bytes(
+    framework: &Framework,
+    model: &Model,
+    layers: Range<u32>,
+    micro_batch: u32,
+    tensor_parallel: u32,
+) -> f64 {
+    let (tokens, t) = (tokens(model, micro_batch), f64::from(tensor_parallel));
+    let (linear, scores) = kept_under_bytes(framework, model, micro_batch, tensor_parallel);
     let layer = match model.recompute {
         Recompute::None | Recompute::Auto => linear + scores,
         Recompute::Selective => linear,
-        Recompute::Full => 2.0 * tokens * h,
+        Recompute::Full => value_bytes(model) * tokens * f64::from(model.hidden),
     };
-    let width = if model.precision == Precision::Fp32 { 2.0 } else { 1.0 };
-    let logits = if layers.end == model.layers { 4.0 * tokens * f64::from(model.vocab) / t } else { 0.0 };
-    f64::from(layers.end - layers.start) * layer * width + logits
+    let logits = framework.saved.logit * tokens * f64::from(model.vocab) / t;
+    let head = if layers.end == model.layers { logits } else { 0.0 };
+    f64::from(layers.end - layers.start) * layer + head
+}
+
+/// What a layer keeps of a microbatch in each rank of a tensor-parallel group under a framework: bytes of everything
+/// but attention scores, and of those.
+pub fn kept_under_bytes(
+    framework: &Framework,
+    model: &Model,
+    micro_batch: u32,
+    tensor_parallel: u32,
+) -> (f64, f64) {
+    let (tokens, t) = (tokens(model, micro_batch), f64::from(tensor_parallel));
+    let (a, k, f) = (model.attention_width() as f64, model.kv_width() as f64, model.mlp_width() as f64);
+    // Before and after the activation; a gate is a third tensor.
+    let inner = if model.gated_mlp() { 3.0 } else { 2.0 };
+    let split = 4.0 * a + 4.0 * k + 2.0 * inner * f;
+    let outside = framework.saved.outside * f64::from(model.hidden);
+    let outside = if framework.saved.sequence == Sequence::Split { outside / t } else { outside };
+    let linear = tokens * (outside + split / t);
+    let scores = framework.saved.score * f64::from(model.heads) * tokens * f64::from(model.sequence) / t;
+    let width = value_bytes(model) / 2.0;
+    (width * linear, width * scores)
+}
+
+fn tokens(model: &Model, micro_batch: u32) -> f64 {
+    f64::from(micro_batch) * f64::from(model.sequence)
+}
+
+/// Of an activation.
+fn value_bytes(model: &Model) -> f64 {
+    if model.precision == Precision::Fp32 { 4.0 } else { 2.0 }
 }
 
 /// Microbatches that stage `stage` of `stages` holds at once under 1F1B.
@@ -60,7 +103,8 @@ pub fn in_flight(microbatches: u32, stages: u32, stage: u32) -> u32 {
     microbatches.min(stages - stage)
 }
 
-/// Bytes of a rank of a stage: states and the saved activations of `in_flight` microbatches.
+/// Bytes of a rank of a stage: states and the saved activations of `in_flight` microbatches. `owners` share the
+/// optimiser's states by ZeRO-1; 1 where each keeps all of them.
 pub fn rank_bytes(
     model: &Model,
     layers: Range<u32>,
@@ -68,11 +112,12 @@ pub fn rank_bytes(
     tensor_parallel: u32,
     in_flight: u32,
     exchange: Option<ExchangeKind>,
+    owners: u32,
 ) -> f64 {
-    let states =
-        stage_parameters(model, layers.clone()) * state_bytes_per_parameter(model.precision, exchange);
+    let parameters = stage_parameters(model, layers.clone()) as f64;
+    let states = parameters * state_bytes_per_parameter(model.precision, exchange, owners);
     let saved = saved_bytes(model, layers, micro_batch, tensor_parallel);
-    states as f64 / f64::from(tensor_parallel) + f64::from(in_flight) * saved
+    states / f64::from(tensor_parallel) + f64::from(in_flight) * saved
 }
 
 #[cfg(test)]
@@ -103,9 +148,17 @@ mod tests {
     #[test]
     fn sparse_exchange_costs_two_more_copies() {
         let sparse = Some(ExchangeKind::Sparse { top_k: 64 });
-        assert_eq!(state_bytes_per_parameter(Precision::Fp32, None), 16);
-        assert_eq!(state_bytes_per_parameter(Precision::Fp32, sparse), 24);
-        assert_eq!(state_bytes_per_parameter(Precision::Bf16, Some(ExchangeKind::Dense)), 18);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, None, 1), 16.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, sparse, 1), 24.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Bf16, Some(ExchangeKind::Dense), 1), 18.0);
+    }
+
+    /// Megatron-LM's distributed optimiser: 6 + 12/d.
+    #[test]
+    fn owners_share_what_the_optimiser_keeps() {
+        let dense = Some(ExchangeKind::Dense);
+        assert_eq!(state_bytes_per_parameter(Precision::Bf16, dense, 4), 9.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, dense, 8), 9.0);
     }
 
     #[test]

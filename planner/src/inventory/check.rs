@@ -100,6 +100,7 @@ fn check_gpu(gpu: &Gpu) -> Result<(), Fault> {
         return Err(Fault::at(way!["efficiency"], what)
             .hint("it is the share of the peak rate that training achieves"));
     }
+    gpu.memory_bytes_per_s.map_or(Ok(()), |rate| above_zero("memory_rate", rate))?;
     gpu.price_usd_per_hour.map_or(Ok(()), |price| not_below_zero("price", price))
 }
 

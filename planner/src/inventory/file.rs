@@ -53,6 +53,7 @@ struct GpuFile {
     fp16: Option<Compute>,
     fp32: Option<Compute>,
     efficiency: Option<f64>,
+    memory_rate: Option<Rate>,
     price: Option<Price>,
 }
 
@@ -163,10 +164,17 @@ impl GpuFile {
             bf16_flops_per_s: bf16,
             fp16_flops_per_s: fp16,
             fp32_flops_per_s: fp32,
-            efficiency: self.efficiency.unwrap_or(gpus::EFFICIENCY),
+            efficiency: self.efficiency.or(base.as_ref().map(|b| b.efficiency)).unwrap_or(gpus::EFFICIENCY),
+            memory_bytes_per_s: self.memory_rate(base.as_ref()),
             price_usd_per_hour: self.price.map(Price::si),
             name: self.name,
         })
+    }
+
+    /// An efficiency of the inventory's own counts what goes through memory, unless it gives that rate as well.
+    fn memory_rate(&self, base: Option<&Gpu>) -> Option<f64> {
+        let usual = base.filter(|_| self.efficiency.is_none()).and_then(|b| b.memory_bytes_per_s);
+        self.memory_rate.map(Rate::si).or(usual)
     }
 
     /// bf16, fp16, fp32: what is given, else as built in, else from each other; `None` where none is known.

@@ -25,6 +25,7 @@ pub fn gpu(flops_per_s: f64, memory_bytes: u64) -> Gpu {
         fp16_flops_per_s: flops_per_s,
         fp32_flops_per_s: flops_per_s,
         efficiency: 1.0,
+        memory_bytes_per_s: None,
         price_usd_per_hour: None,
     }
 }
@@ -46,6 +47,13 @@ pub fn gpt(layers: u32, hidden: u32) -> Model {
         layers,
         hidden,
         heads: 4,
+        kv_heads: None,
+        head_dim: None,
+        mlp_width: None,
+        tied_embeddings: false,
+        biases: None,
+        qk_norm: false,
+        positions: None,
         vocab: 256,
         sequence: 128,
         global_batch: 16,

@@ -206,7 +206,7 @@ impl<'a> Space<'a> {
         in_flight: u32,
         exchange: Option<ExchangeKind>,
     ) -> f64 {
-        memory::rank_bytes(self.model, layers, self.micro_batch, team, in_flight, exchange)
+        memory::rank_bytes(self.model, layers, self.micro_batch, team, in_flight, exchange, 1)
     }
 
     /// Seconds below which no plan's step can be: all FLOPs over the sum of all rates.
@@ -284,11 +284,11 @@ impl<'a> Space<'a> {
         let rows = u64::from(self.micro_batch) * u64::from(model.sequence);
         let activation = coded_bytes(Codec::None, model.precision, rows, model.hidden);
         able.map(|size| {
-            let rate = achieved_flops_per_s(&fabric.gpu, model.precision) * f64::from(size);
-            let layer: f64 = PASSES.iter().map(|&p| compute::layer_flops(model, self.micro_batch, p)).sum();
-            let head = PASSES.len() as f64 * compute::head_flops(model, self.micro_batch);
+            let (gpu, b) = (&fabric.gpu, self.micro_batch);
+            let layer_s: f64 = PASSES.iter().map(|&p| compute::layer_s(model, gpu, b, size, p)).sum();
+            let head_s = PASSES.iter().map(|&p| compute::head_s(model, gpu, b, size, p)).sum();
             let reductions_s = tensor::layer_s(size, activation, model.recompute, bus);
-            Team { size, layer_s: layer / rate + reductions_s, head_s: head / rate }
+            Team { size, layer_s: layer_s + reductions_s, head_s }
         })
         .collect()
     }

@@ -75,7 +75,7 @@ impl<'a> Modelled<'a> {
         let (layers, group) = (stage.layers[0]..stage.layers[1], stage.ranks.len() as u32);
         let (model, micro_batch) = (&self.models[seat.replica], self.plan.micro_batch_of(seat.replica));
         let reduced = f64::from(layers.end - layers.start) * self.tensor_layer_s(seat, fabric, group, pass);
-        pass_s(model, &fabric.gpu, layers, micro_batch, pass) / f64::from(group) + reduced
+        pass_s(model, &fabric.gpu, layers, micro_batch, group, pass) + reduced
     }
 
     fn stage(&self, seat: Seat<'_>, chunk: u32) -> &Stage {
@@ -99,6 +99,12 @@ impl<'a> Modelled<'a> {
         let model = &self.plan.model;
         let rows = u64::from(self.plan.micro_batch_of(replica)) * u64::from(model.sequence);
         boundary::coded_bytes(codec, model.precision, rows, model.hidden)
+    }
+
+    /// Replicas that share the optimiser's states (ZeRO-1); 1 where each keeps its own.
+    fn optimiser_owners(&self, replica: usize) -> u32 {
+        let sharded = exchanges_at(self.plan, replica, 0).find(|e| e.zero1);
+        sharded.map_or(1, |e| e.replicas.len() as u32)
     }
 
     fn parameters(&self, unit: Unit) -> u64 {
@@ -150,10 +156,11 @@ impl Costs for Modelled<'_> {
         let seat = self.seats[rank as usize];
         let exchange = self.keeps_states_for(seat.replica);
         let (model, micro_batch) = (&self.models[seat.replica], self.plan.micro_batch_of(seat.replica));
+        let owners = self.optimiser_owners(seat.replica);
         let of_chunk = |(chunk, &held): (u32, &u32)| {
             let stage = self.stage(seat, chunk);
             let (layers, group) = (stage.layers[0]..stage.layers[1], stage.ranks.len() as u32);
-            memory::rank_bytes(model, layers, micro_batch, group, held, exchange)
+            memory::rank_bytes(model, layers, micro_batch, group, held, exchange, owners)
         };
         (0..).zip(held).map(of_chunk).sum::<f64>().ceil() as u64
     }

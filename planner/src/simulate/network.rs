@@ -12,7 +12,7 @@
 //! Messages of one pair of ranks follow each other. Loss `p` costs retransmission: every rate counts as
 //! `rate x (1 - p)`.
 //!
-//! Here, unlike on the emulated network, a chunk is at least [`GRAIN_S`] of the slowest resource and at least a 16th
+//! Here, unlike on the emulated network, a chunk is at least [`GRAIN_S`] of the slowest resource and at least an eighth
 //! of its message: fast networks and large messages would be cut finer than their turns matter. A message is not cut
 //! at all while nobody else wants a resource of its way. Totals stay the same.
 //!
@@ -32,7 +32,7 @@ const CHUNK_S: f64 = 4e-3;
 /// Seconds of the slowest resource that a simulated chunk takes at least.
 const GRAIN_S: f64 = 1e-3;
 /// Most chunks of a simulated message.
-const MAX_CHUNKS: u64 = 16;
+const MAX_CHUNKS: u64 = 8;
 
 /// The resources between a plan's ranks and the ways over them.
 #[derive(Debug, Clone)]

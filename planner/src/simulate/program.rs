@@ -231,33 +231,39 @@ impl Lowering<'_> {
     }
 }
 
-/// By rank, the seconds of each kind of action: [`slot`] finds them.
+/// By rank, the seconds of each kind of action: [`slot`] finds them. Costs are asked for what the rank does only.
 pub(super) fn work(plan: &Plan, costs: &dyn Costs) -> Vec<Vec<f64>> {
     let of_seat = |seat: Seat<'_>| {
-        let (rank, microbatch) = (seat.placement.rank, 0);
-        let mut work = vec![];
+        let (rank, microbatch, replica) = (seat.placement.rank, 0, &plan.replicas[seat.replica]);
+        let mut work = Vec::with_capacity(CLOSING + OF_CHUNK * replica.virtual_stages());
         work.extend([Action::Reduce, Action::Step, Action::Exchange].map(|a| costs.action_s(rank, a)));
-        for chunk in 0..plan.replicas[seat.replica].virtual_stages() as u32 {
+        for chunk in 0..replica.virtual_stages() as u32 {
+            let after = seat.stage_of(plan, chunk) + 1 < replica.stages.len();
+            let before = seat.stage > 0 || seat.stage_of(plan, chunk + 1) < replica.stages.len();
+            let crossing = |exists: bool, action| if exists { costs.action_s(rank, action) } else { 0.0 };
             let [activation, gradient] = [Payload::Activation, Payload::Gradient];
-            let actions = [
-                Action::Forward { microbatch, chunk },
-                Action::BackwardInput { microbatch, chunk },
-                Action::BackwardWeight { microbatch, chunk },
-                Action::Receive { from: rank, what: activation, microbatch, chunk },
-                Action::Receive { from: rank, what: gradient, microbatch, chunk },
-                Action::Send { to: rank, what: activation, microbatch, chunk },
-                Action::Send { to: rank, what: gradient, microbatch, chunk },
-            ];
-            work.extend(actions.map(|action| costs.action_s(rank, action)));
+            work.extend([
+                costs.action_s(rank, Action::Forward { microbatch, chunk }),
+                costs.action_s(rank, Action::BackwardInput { microbatch, chunk }),
+                costs.action_s(rank, Action::BackwardWeight { microbatch, chunk }),
+                crossing(before, Action::Receive { from: rank, what: activation, microbatch, chunk }),
+                crossing(after, Action::Receive { from: rank, what: gradient, microbatch, chunk }),
+                crossing(after, Action::Send { to: rank, what: activation, microbatch, chunk }),
+                crossing(before, Action::Send { to: rank, what: gradient, microbatch, chunk }),
+            ]);
         }
         work
     };
     plan.seats().into_iter().map(of_seat).collect()
 }
 
+/// Entries of [`work`] that close a step, and that every chunk has.
+const CLOSING: usize = 3;
+const OF_CHUNK: usize = 7;
+
 /// Where a rank's [`work`] has this action.
 fn slot(action: Action) -> usize {
-    let of_chunk = |kind: usize| 3 + 7 * action.chunk() as usize + kind;
+    let of_chunk = |kind: usize| CLOSING + OF_CHUNK * action.chunk() as usize + kind;
     match action {
         Action::Reduce => 0,
         Action::Step => 1,

@@ -150,7 +150,7 @@ fn two_flows_into_one_nic_halve() {
     assert!(close(alone[0].delivered_s, 1.125));
     let two = sends(&[&[(2, MB)], &[(2, MB)], &[]], &network);
     assert!(close(two[1].delivered_s, 2.125));
-    let chunk_s = 1.0 / 16.0;
+    let chunk_s = 1.0 / 8.0;
     assert!(close(two[0].delivered_s, 2.125 - chunk_s), "they take turns to the end: {:?}", two[0]);
 }
 
@@ -203,8 +203,8 @@ fn who_comes_later_gets_its_turns() {
     program.ranks[2].ops[0][0].seconds = 1.0;
     let mut sent = execute(&program, &network, &Steps { kinds: vec![0], written: vec![0] }).sent;
     sent.retain(|s| s.end_s > s.start_s);
-    assert!(close(sent[0].start_s, 0.5) && close(sent[1].start_s, 1.0 + 1.0 / 16.0), "{sent:?}");
-    assert!(close(sent[0].end_s, 2.0 - 1.0 / 16.0) && close(sent[1].end_s, 2.5), "{sent:?}");
+    assert!(close(sent[0].start_s, 0.5) && close(sent[1].start_s, 1.0 + 1.0 / 8.0), "{sent:?}");
+    assert!(close(sent[0].end_s, 2.0 - 1.0 / 8.0) && close(sent[1].end_s, 2.5), "{sent:?}");
 }
 
 /// (R - 1) frames through every NIC, once every `every` steps.
