@@ -84,7 +84,7 @@ fn unlike(gpus: u32, depth: u32, microbatches: u32) -> Plan {
     slow.ethernet = fast.ethernet;
     slow.gpu.bf16_flops_per_s /= 2.0;
     let place = |i: u32| {
-        let name = if i % 2 == 0 { "fast" } else { "slow" };
+        let name = if i.is_multiple_of(2) { "fast" } else { "slow" };
         (format!("{name}-{}", i / 16), i / 2 % 8)
     };
     let mut rank = 0;
