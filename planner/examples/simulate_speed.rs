@@ -1,7 +1,7 @@
 //! How long the simulator takes: plans of 16 to 10,240 GPUs, `quick` (figures) and `simulate` (everything).
 //!
 //! ```text
-//! cargo run --release -p narrows-planner --example simulate_speed
+//! cargo run -p narrows-planner --example simulate_speed
 //! ```
 //! Plans: hosts of 8 GPUs in sites of at most 320 hosts, TP 8 in each stage (16 GPUs: unlike single-GPU stages over a
 //! slow link, the worst case, in which no replica has a twin); dense exchange inside a site, sparse between sites.
@@ -84,7 +84,7 @@ fn unlike(gpus: u32, depth: u32, microbatches: u32) -> Plan {
     slow.ethernet = fast.ethernet;
     slow.gpu.bf16_flops_per_s /= 2.0;
     let place = |i: u32| {
-        let name = if i % 2 == 0 { "fast" } else { "slow" };
+        let name = if i.is_multiple_of(2) { "fast" } else { "slow" };
         (format!("{name}-{}", i / 16), i / 2 % 8)
     };
     let mut rank = 0;
@@ -133,6 +133,7 @@ fn plan(clusters: Vec<Fabric>, replicas: Vec<Replica>, exchange: Vec<Exchange>) 
         shared_bytes_per_s: Some(12.5e9),
         latency_s: 1e-3,
         loss: 0.0,
+        price_usd_per_byte: None,
     };
     let links = links.map(link).collect();
     let microbatches: u32 = replicas.iter().map(|r| r.microbatches).sum();

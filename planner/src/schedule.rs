@@ -44,9 +44,9 @@ pub enum Payload {
     Gradient,
 }
 
-/// One thing a rank does. `chunk` tells a rank's stages apart where it has several (virtual stages), else it is 0: stage
-/// `s` of `p` groups is chunk `s / p`. A `Receive` waits for a message that may have been in flight long before; a `Send` hands
-/// its bytes over and does not wait.
+/// One thing a rank does. A `Receive` waits for a message that may have been in flight long before; a `Send` hands
+/// its bytes over and does not wait. `chunk` tells a rank's stages apart where it has several (virtual stages), else
+/// it is 0: stage `s` of a pipeline of `p` groups is chunk `s / p`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Action {
@@ -138,9 +138,7 @@ impl Event {
             args: microbatch.map(|m| ("microbatch", m.into())).into_iter().collect(),
         }
     }
-}
 
-impl Event {
     fn chunk_note(&self) -> String {
         match self.action.chunk() {
             0 => String::new(),

@@ -61,7 +61,7 @@ use rounds::Rounds;
 pub trait Costs {
     /// Seconds of the rank's own time; for a `Receive` or a collective what comes after its messages are there
     /// (decoding, outer step), for a `Send` what comes before (encoding). It may depend on the kind of action, the
-    /// payload and the chunk, not on the microbatch or the peer.
+    /// payload and the chunk, not on the microbatch or the peer; it is asked of what the rank does only.
     fn action_s(&self, rank: u32, action: Action) -> f64;
     /// Of one microbatch's tensor as coded by the boundary between stages `boundary` and `boundary + 1`.
     fn boundary_bytes(&self, replica: usize, boundary: usize, what: Payload) -> u64;
@@ -247,7 +247,7 @@ const WARM_UP: [usize; 2] = [1, 2];
 /// Steps measured after those.
 const MEASURED: [usize; 2] = [2, 4];
 /// Of a step's seconds: as much may two steps of a rank differ that repeats itself.
-const REPEATS: f64 = 1e-9;
+const REPEATS: f64 = 1e-4;
 
 impl<'a> Setting<'a> {
     fn new(plan: &'a Plan, network: &'a Network<'a>, costs: &dyn Costs) -> Result<Self, SimulateError> {

@@ -71,7 +71,7 @@ pub struct Route {
 }
 
 /// Most resources of a way: Ethernet, link side, link, link side, Ethernet.
-const HOPS: usize = 5;
+pub(crate) const HOPS: usize = 5;
 
 /// A route without its name and its rate, made without allocating.
 #[derive(Debug, Clone, Copy, PartialEq)]

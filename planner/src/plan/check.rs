@@ -321,3 +321,102 @@ fn check_joined(plan: &Plan) -> Result<(), Fault> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+    use crate::plan::Replica;
+    use crate::schedule::tests::{exchange, interleaved, plan};
+    use crate::search::fixture::{alone, fabric, gpt};
+
+    const SPARSE: ExchangeKind = ExchangeKind::Sparse { top_k: 64 };
+
+    /// The plan on hosts of one GPU each, of a model with its layers and its batch.
+    fn placed(mut plan: Plan) -> Plan {
+        let layers = plan.replicas[0].stages.last().map_or(0, |s| s.layers[1]);
+        let sequences = |(i, r): (usize, &Replica)| r.microbatches * plan.micro_batch_of(i);
+        let global_batch = plan.replicas.iter().enumerate().map(sequences).sum();
+        plan.model = Model { global_batch, micro_batch: None, ..gpt(layers, 256) };
+        plan.cluster = alone(fabric("h", plan.world_size(), 1));
+        let stages = plan.replicas.iter_mut().flat_map(|r| &mut r.stages);
+        for placement in stages.flat_map(|s| &mut s.ranks) {
+            placement.host = format!("h-{}", placement.rank);
+        }
+        plan
+    }
+
+    fn refused(plan: &Plan) -> String {
+        check(plan).unwrap_err().to_string()
+    }
+
+    fn islands(exchanges: &[(&[u32], ExchangeKind)]) -> Plan {
+        let mut plan = placed(plan(&[(2, &[1][..]); 5]));
+        let every = |kind| if kind == ExchangeKind::Dense { 1 } else { 10 };
+        plan.exchange = exchanges.iter().map(|&(of, kind)| exchange(of, kind, every(kind))).collect();
+        plan
+    }
+
+    #[test]
+    fn the_batch_is_the_sum_of_what_the_replicas_take() {
+        let mut plan = islands(&[(&[0, 1, 2, 3, 4], SPARSE)]);
+        assert_eq!(check(&plan).map_err(|f| f.to_string()), Ok(()));
+        plan.replicas[3].micro_batch = Some(4);
+        assert!(refused(&plan).contains("have 16 sequences in all; the model's global_batch is 10"));
+        plan.model.global_batch = 16;
+        assert_eq!(check(&plan).map_err(|f| f.to_string()), Ok(()));
+        plan.replicas[3].micro_batch = Some(0);
+        assert!(refused(&plan).contains("replica 3 has microbatches of 0 sequences"));
+    }
+
+    #[test]
+    fn chunks_of_a_rank_count_once() {
+        let plan = placed(interleaved(2, 3, 4));
+        assert_eq!(check(&plan).map_err(|f| f.to_string()), Ok(()));
+        assert_eq!((plan.world_size(), plan.seats().len()), (2, 2));
+        assert_eq!((plan.replicas[0].depth(), plan.replicas[0].virtual_stages()), (2, 3));
+        assert_eq!(plan.seats()[1].stage_of(&plan, 2), 5);
+    }
+
+    #[test]
+    fn chunks_that_do_not_come_in_rounds_are_named() {
+        let mut plan = placed(interleaved(2, 3, 4));
+        plan.schedule.virtual_stages = 2;
+        assert!(
+            refused(&plan).contains("3 a rank, but the schedule has virtual_stages = 2"),
+            "{}",
+            refused(&plan)
+        );
+        let mut plan = placed(interleaved(3, 2, 3));
+        plan.replicas[0].stages[4].ranks = plan.replicas[0].stages[5].ranks.clone();
+        assert!(
+            refused(&plan).contains("stage 4 of replica 0 has not the ranks of stage 1"),
+            "{}",
+            refused(&plan)
+        );
+        let mut plan = placed(interleaved(2, 2, 2));
+        plan.replicas[0].stages[3] = plan.replicas[0].stages[2].clone();
+        plan.replicas[0].stages.remove(3);
+        plan.replicas[0].stages[2].layers = [2, 4];
+        plan.replicas[0].boundaries.pop();
+        assert!(refused(&plan).contains("3 stages on 2 tensor-parallel groups"), "{}", refused(&plan));
+        let mut plan = placed(interleaved(2, 2, 2));
+        let ranks = plan.replicas[0].stages[0].ranks.clone();
+        plan.replicas[0].stages.iter_mut().for_each(|s| s.ranks.clone_from(&ranks));
+        assert!(refused(&plan).contains("one group needs one stage"), "{}", refused(&plan));
+    }
+
+    #[test]
+    fn an_exchange_has_whole_islands() {
+        let (all, dense): (&[u32], _) = (&[0, 1, 2, 3, 4], ExchangeKind::Dense);
+        let good = islands(&[(&[0, 1], dense), (&[2, 3], dense), (all, SPARSE)]);
+        assert_eq!(check(&good).map_err(|f| f.to_string()), Ok(()));
+        let overlapping = islands(&[(&[0, 1], dense), (&[1, 2], dense), (all, SPARSE)]);
+        assert!(refused(&overlapping).contains("replica 1 is in the dense exchanges 0 and 1"));
+        let torn = islands(&[(&[0, 1], dense), (&[0, 2, 3, 4], SPARSE)]);
+        let what = "exchange 1 has replica 0 but not replica 1, which the dense exchange 0 keeps equal to it";
+        assert!(refused(&torn).contains(what), "{}", refused(&torn));
+        let apart = islands(&[(&[0, 1], dense), (&[0, 1, 2, 3], SPARSE)]);
+        assert!(refused(&apart).contains("no exchange keeps replica 4 equal to replica 0"));
+    }
+}

@@ -9,7 +9,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::network::Network;
+use super::network::{Network, Taken};
 use super::program::{Begin, Op, Program};
 
 /// Which kinds of step are run, one after the other, and which of them are written down.
@@ -69,7 +69,7 @@ pub(super) fn execute(program: &Program, network: &Network<'_>, steps: &Steps) -
     while let Some(Reverse(next)) = execution.queue.pop() {
         match next.what {
             What::Rank(rank) => execution.rank(rank as usize, next.at_s),
-            What::Chunk(flow) => execution.chunk(flow as usize, next.at_s),
+            What::Passed(flow, turn) => execution.passed(flow as usize, turn, next.at_s),
             What::Delivered(message) => execution.delivered(message as usize, next.at_s),
             What::Meeting(meeting) => execution.meeting(meeting as usize, next.at_s),
             What::Over(meeting) => execution.over(meeting as usize, next.at_s),
@@ -88,6 +88,10 @@ struct Execution<'a> {
     caused: u64,
     ranks: Vec<RankState>,
     flows: Vec<FlowState>,
+    /// By resource: how many flows have something to send over it.
+    active: Vec<u32>,
+    /// By resource: the flow that has it for a whole message.
+    alone: Vec<Option<u32>>,
     /// By resource: when boundary messages leave it free, when meetings do.
     next_free_s: [Vec<f64>; 2],
     messages: Vec<MessageState>,
@@ -114,12 +118,16 @@ enum Phase {
     Begun,
 }
 
-/// A flow's messages that wait, and of the first of them the bytes left and when it began.
+/// A flow's messages that wait, each with its step, and of the first of them the bytes left and when it began.
 #[derive(Default)]
 struct FlowState {
     queue: VecDeque<(u32, u32)>,
     left_bytes: u64,
     start_s: f64,
+    /// What is on its way now.
+    taken: Taken,
+    /// Counts what was taken; an event of an earlier turn is void.
+    turn: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -139,7 +147,7 @@ struct MeetingState {
 #[derive(Clone, Copy)]
 enum What {
     Rank(u32),
-    Chunk(u32),
+    Passed(u32, u32),
     Delivered(u32),
     Meeting(u32),
     Over(u32),
@@ -156,6 +164,8 @@ impl<'a> Execution<'a> {
             caused: 0,
             ranks: vec![RankState::default(); ranks],
             flows: program.flows.iter().map(|_| FlowState::default()).collect(),
+            active: vec![0; program.resources],
+            alone: vec![None; program.resources],
             next_free_s: [vec![0.0; program.resources], vec![0.0; program.resources]],
             messages: vec![MessageState::Due; program.messages.len()],
             meetings: vec![MeetingState::default(); program.meetings.len()],
@@ -275,43 +285,83 @@ impl<'a> Execution<'a> {
     }
 
     fn send(&mut self, message: u32, step: usize, now_s: f64) {
-        let index = self.program.messages[message as usize].flow;
-        let flow = &mut self.flows[index as usize];
+        let index = self.program.messages[message as usize].flow as usize;
+        let flow = &mut self.flows[index];
         flow.queue.push_back((message, step as u32));
         if flow.queue.len() == 1 {
-            flow.left_bytes = self.program.messages[message as usize].bytes;
-            self.at(now_s, What::Chunk(index));
+            self.program.flows[index].way.resources().for_each(|r| self.active[r] += 1);
+            self.first(index, now_s);
         }
     }
 
-    /// The next chunk of the flow's first message.
-    fn chunk(&mut self, index: usize, now_s: f64) {
-        let (flow, state) = (&self.program.flows[index], &mut self.flows[index]);
-        let (message, step) = state.queue[0];
-        let bytes = self.program.messages[message as usize].bytes;
-        let chunk_bytes = match flow.is_shared {
-            true => state.left_bytes.min(self.network.chunk_bytes(&flow.way, bytes)),
-            false => bytes,
+    /// The first message of the flow's queue begins.
+    fn first(&mut self, index: usize, now_s: f64) {
+        let flow = &mut self.flows[index];
+        flow.left_bytes = self.program.messages[flow.queue[0].0 as usize].bytes;
+        flow.start_s = f64::INFINITY;
+        self.take(index, now_s);
+    }
+
+    /// The flow takes its resources: for all that is left of the message if nobody else wants one of them, else for a
+    /// chunk. Who has one for a whole message gives the rest back and takes turns from now on.
+    fn take(&mut self, index: usize, now_s: f64) {
+        let way = &self.program.flows[index].way;
+        for r in way.resources() {
+            if let Some(other) = self.alone[r].filter(|&other| other as usize != index) {
+                self.give_back(other as usize, now_s);
+            }
+        }
+        let is_alone = way.resources().all(|r| self.active[r] == 1);
+        let flow = &mut self.flows[index];
+        let bytes = match is_alone {
+            true => flow.left_bytes,
+            false => {
+                let whole = self.program.messages[flow.queue[0].0 as usize].bytes;
+                flow.left_bytes.min(self.network.chunk_bytes(way, whole))
+            }
         };
-        let (start_s, end_s) = self.network.reserve(&mut self.next_free_s[0], &flow.way, now_s, chunk_bytes);
-        if state.left_bytes == bytes {
-            state.start_s = start_s;
+        flow.taken = self.network.take(&mut self.next_free_s[0], way, now_s, bytes);
+        flow.start_s = flow.start_s.min(flow.taken.start_s);
+        flow.turn += 1;
+        let passed = What::Passed(index as u32, flow.turn);
+        way.resources().for_each(|r| self.alone[r] = is_alone.then_some(index as u32));
+        self.at(self.flows[index].taken.end_s, passed);
+    }
+
+    fn give_back(&mut self, index: usize, now_s: f64) {
+        let (way, flow) = (&self.program.flows[index].way, &mut self.flows[index]);
+        let passed_bytes = flow.taken.passed_bytes(now_s);
+        if passed_bytes >= flow.left_bytes {
+            return;
         }
-        state.left_bytes -= chunk_bytes;
-        if state.left_bytes > 0 {
-            return self.at(end_s, What::Chunk(index as u32));
+        self.network.give_back(&mut self.next_free_s[0], way, &flow.taken, passed_bytes);
+        flow.left_bytes -= passed_bytes;
+        way.resources().for_each(|r| self.alone[r] = None);
+        self.take(index, now_s);
+    }
+
+    /// What the flow had taken has passed.
+    fn passed(&mut self, index: usize, turn: u32, now_s: f64) {
+        let flow = &mut self.flows[index];
+        if flow.turn != turn {
+            return;
         }
-        let (start_s, delivered_s) = (state.start_s, end_s + flow.way.latency_s);
-        state.queue.pop_front();
-        let next = state.queue.front().copied();
-        state.left_bytes = next.map_or(0, |(m, _)| self.program.messages[m as usize].bytes);
+        let way = &self.program.flows[index].way;
+        way.resources().for_each(|r| self.alone[r] = None);
+        flow.left_bytes -= flow.taken.bytes;
+        if flow.left_bytes > 0 {
+            return self.take(index, now_s);
+        }
+        let (message, step) = flow.queue.pop_front().expect("what passes is of the first message");
+        let (start_s, delivered_s, is_last) = (flow.start_s, now_s + way.latency_s, flow.queue.is_empty());
         if self.steps.written.contains(&(step as usize)) {
             let (step, message) = (step as usize, message as usize);
-            self.run.sent.push(Sent { step, message, start_s, end_s, delivered_s });
+            self.run.sent.push(Sent { step, message, start_s, end_s: now_s, delivered_s });
         }
         self.at(delivered_s, What::Delivered(message));
-        if next.is_some() {
-            self.at(end_s, What::Chunk(index as u32));
+        match is_last {
+            true => way.resources().for_each(|r| self.active[r] -= 1),
+            false => self.first(index, now_s),
         }
     }
 

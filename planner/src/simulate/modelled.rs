@@ -101,6 +101,12 @@ impl<'a> Modelled<'a> {
         boundary::coded_bytes(codec, model.precision, rows, model.hidden)
     }
 
+    /// Replicas that share the optimiser's states (ZeRO-1); 1 where each keeps its own.
+    fn optimiser_owners(&self, replica: usize) -> u32 {
+        let sharded = exchanges_at(self.plan, replica, 0).find(|e| e.zero1);
+        sharded.map_or(1, |e| e.replicas.len() as u32)
+    }
+
     fn parameters(&self, unit: Unit) -> u64 {
         match unit {
             Unit::Embedding => self.plan.model.embedding_parameters(),
@@ -117,11 +123,6 @@ impl<'a> Modelled<'a> {
 }
 
 impl Modelled<'_> {
-    /// Replicas that share the optimiser's states of this one; 1 where it keeps all.
-    fn owners(&self, replica: usize) -> u32 {
-        let sharded = exchanges_at(self.plan, replica, 0).find(|e| e.zero1);
-        sharded.map_or(1, |e| e.replicas.len() as u32)
-    }
 }
 
 impl Costs for Modelled<'_> {
@@ -156,8 +157,9 @@ impl Costs for Modelled<'_> {
 
     fn memory_bytes(&self, rank: u32, held: &[u32]) -> u64 {
         let seat = self.seats[rank as usize];
-        let (exchange, owners) = (self.keeps_states_for(seat.replica), self.owners(seat.replica));
+        let exchange = self.keeps_states_for(seat.replica);
         let (model, micro_batch) = (&self.models[seat.replica], self.plan.micro_batch_of(seat.replica));
+        let owners = self.optimiser_owners(seat.replica);
         let of_chunk = |(chunk, &held): (u32, &u32)| {
             let stage = self.stage(seat, chunk);
             let (layers, group) = (stage.layers[0]..stage.layers[1], stage.ranks.len() as u32);

@@ -12,9 +12,9 @@
 //! Messages of one pair of ranks follow each other. Loss `p` costs retransmission: every rate counts as
 //! `rate x (1 - p)`.
 //!
-//! Here, unlike on the emulated network, a chunk is at least [`GRAIN_S`] of the slowest resource and at least a 64th
-//! of its message: fast networks and large messages would be cut finer than their turns matter. A flow that shares
-//! nothing with another is not cut at all. Totals stay the same.
+//! Here, unlike on the emulated network, a chunk is at least [`GRAIN_S`] of the slowest resource and at least an eighth
+//! of its message: fast networks and large messages would be cut finer than their turns matter. A message is not cut
+//! at all while nobody else wants a resource of its way. Totals stay the same.
 //!
 //! Not here: which resources a pair of GPUs uses (`topology`), windows, congestion control.
 
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::SimulateError;
-use crate::topology::{GpuId, Resource, Topology, Way};
+use crate::topology::{GpuId, HOPS, Resource, Topology, Way};
 
 /// Chunks are no smaller and no larger, the last one excepted.
 const CHUNK_BYTES: RangeInclusive<f64> = 1500.0..=65536.0;
@@ -32,7 +32,7 @@ const CHUNK_S: f64 = 4e-3;
 /// Seconds of the slowest resource that a simulated chunk takes at least.
 const GRAIN_S: f64 = 1e-3;
 /// Most chunks of a simulated message.
-const MAX_CHUNKS: u64 = 64;
+const MAX_CHUNKS: u64 = 8;
 
 /// The resources between a plan's ranks and the ways over them.
 #[derive(Debug, Clone)]
@@ -103,16 +103,47 @@ impl<'a> Network<'a> {
         (emulated.max(slowest * GRAIN_S) as u64).max(bytes.div_ceil(MAX_CHUNKS))
     }
 
-    /// Passes a chunk over the way: when it enters the first resource and when it has left the last.
-    /// `next_free_s`, one entry a resource, is moved on.
-    pub(super) fn reserve(&self, next_free_s: &mut [f64], way: &Way, now_s: f64, bytes: u64) -> (f64, f64) {
-        let (mut at_s, mut start_s, mut end_s) = (now_s, None, now_s);
-        for r in way.resources() {
+    /// Takes the way's resources for a chunk; `next_free_s`, one entry a resource, is moved on.
+    pub(super) fn take(&self, next_free_s: &mut [f64], way: &Way, now_s: f64, bytes: u64) -> Taken {
+        let mut taken = Taken { bytes, start_s: now_s, end_s: now_s, at_s: [now_s; HOPS] };
+        let mut at_s = now_s;
+        for (hop, r) in way.resources().enumerate() {
             at_s = at_s.max(next_free_s[r]);
-            start_s.get_or_insert(at_s);
-            next_free_s[r] = at_s + bytes as f64 / (self.resources[r].rate_bytes_per_s * (1.0 - way.loss));
-            end_s = end_s.max(next_free_s[r]);
+            taken.at_s[hop] = at_s;
+            next_free_s[r] = at_s + self.seconds(r, way, bytes);
+            taken.end_s = taken.end_s.max(next_free_s[r]);
         }
-        (start_s.unwrap_or(now_s), end_s)
+        Taken { start_s: taken.at_s[0], ..taken }
+    }
+
+    /// Frees the way's resources, taken last of all for `taken`, from what has not passed.
+    pub(super) fn give_back(&self, next_free_s: &mut [f64], way: &Way, taken: &Taken, passed_bytes: u64) {
+        for (hop, r) in way.resources().enumerate() {
+            next_free_s[r] = taken.at_s[hop] + self.seconds(r, way, passed_bytes);
+        }
+    }
+
+    fn seconds(&self, resource: usize, way: &Way, bytes: u64) -> f64 {
+        bytes as f64 / (self.resources[resource].rate_bytes_per_s * (1.0 - way.loss))
+    }
+}
+
+/// A chunk's or a whole message's turn on its way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Taken {
+    pub(super) bytes: u64,
+    /// When it enters the first resource.
+    pub(super) start_s: f64,
+    /// When it has left the slowest.
+    pub(super) end_s: f64,
+    /// When it enters each.
+    at_s: [f64; HOPS],
+}
+
+impl Taken {
+    /// What has passed at a time.
+    pub(super) fn passed_bytes(&self, now_s: f64) -> u64 {
+        let share = (now_s - self.start_s) / (self.end_s - self.start_s);
+        if now_s >= self.end_s { self.bytes } else { (share.max(0.0) * self.bytes as f64) as u64 }
     }
 }

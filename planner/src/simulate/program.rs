@@ -51,8 +51,6 @@ pub(super) struct Rank {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Flow {
     pub(super) way: Way,
-    /// Whether another flow uses some resource of it.
-    pub(super) is_shared: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -128,8 +126,8 @@ impl Program {
 
     /// The same if boundaries took no time.
     pub(super) fn without_boundaries(&self) -> Self {
-        let flow = |flow: &Flow| Flow { way: Way::over([], 0.0, 0.0), ..*flow };
-        Program { flows: self.flows.iter().map(flow).collect(), ..self.clone() }
+        let at_once = Flow { way: Way::over([], 0.0, 0.0) };
+        Program { flows: vec![at_once; self.flows.len()], ..self.clone() }
     }
 
     /// By executed rank, seconds of work in a usual step.
@@ -169,7 +167,7 @@ fn messages(parts: &Parts<'_>, local: &[u32], ranks: usize) -> (Vec<Flow>, Vec<M
         let [from, to] = [edge.from, edge.to].map(|rank| local[rank as usize]);
         let replica = &parts.plan.replicas[replica];
         let flow = *flow_of.entry((from, to)).or_insert_with(|| {
-            flows.push(Flow { way: edge.way, is_shared: false });
+            flows.push(Flow { way: edge.way });
             flows.len() as u32 - 1
         });
         let (what, chunk, first_message) =
@@ -179,16 +177,7 @@ fn messages(parts: &Parts<'_>, local: &[u32], ranks: usize) -> (Vec<Flow>, Vec<M
         let message = Message { flow, to, bytes: edge.bytes, sender: edge.from, receiver: edge.to };
         messages.extend(std::iter::repeat_n(message, replica.microbatches as usize));
     }
-    mark_shared(&mut flows, parts.network.resources().len());
     (flows, messages, posts)
-}
-
-fn mark_shared(flows: &mut [Flow], resources: usize) {
-    let mut users = vec![0_u32; resources];
-    flows.iter().flat_map(|f| f.way.resources()).for_each(|r| users[r] += 1);
-    for flow in flows {
-        flow.is_shared = flow.way.resources().any(|r| users[r] > 1);
-    }
 }
 
 /// One rank's action lists being turned into its operations.
@@ -242,33 +231,39 @@ impl Lowering<'_> {
     }
 }
 
-/// By rank, the seconds of each kind of action: [`slot`] finds them.
+/// By rank, the seconds of each kind of action: [`slot`] finds them. Costs are asked for what the rank does only.
 pub(super) fn work(plan: &Plan, costs: &dyn Costs) -> Vec<Vec<f64>> {
     let of_seat = |seat: Seat<'_>| {
-        let (rank, microbatch) = (seat.placement.rank, 0);
-        let mut work = vec![];
+        let (rank, microbatch, replica) = (seat.placement.rank, 0, &plan.replicas[seat.replica]);
+        let mut work = Vec::with_capacity(CLOSING + OF_CHUNK * replica.virtual_stages());
         work.extend([Action::Reduce, Action::Step, Action::Exchange].map(|a| costs.action_s(rank, a)));
-        for chunk in 0..plan.replicas[seat.replica].virtual_stages() as u32 {
+        for chunk in 0..replica.virtual_stages() as u32 {
+            let after = seat.stage_of(plan, chunk) + 1 < replica.stages.len();
+            let before = seat.stage > 0 || seat.stage_of(plan, chunk + 1) < replica.stages.len();
+            let crossing = |exists: bool, action| if exists { costs.action_s(rank, action) } else { 0.0 };
             let [activation, gradient] = [Payload::Activation, Payload::Gradient];
-            let actions = [
-                Action::Forward { microbatch, chunk },
-                Action::BackwardInput { microbatch, chunk },
-                Action::BackwardWeight { microbatch, chunk },
-                Action::Receive { from: rank, what: activation, microbatch, chunk },
-                Action::Receive { from: rank, what: gradient, microbatch, chunk },
-                Action::Send { to: rank, what: activation, microbatch, chunk },
-                Action::Send { to: rank, what: gradient, microbatch, chunk },
-            ];
-            work.extend(actions.map(|action| costs.action_s(rank, action)));
+            work.extend([
+                costs.action_s(rank, Action::Forward { microbatch, chunk }),
+                costs.action_s(rank, Action::BackwardInput { microbatch, chunk }),
+                costs.action_s(rank, Action::BackwardWeight { microbatch, chunk }),
+                crossing(before, Action::Receive { from: rank, what: activation, microbatch, chunk }),
+                crossing(after, Action::Receive { from: rank, what: gradient, microbatch, chunk }),
+                crossing(after, Action::Send { to: rank, what: activation, microbatch, chunk }),
+                crossing(before, Action::Send { to: rank, what: gradient, microbatch, chunk }),
+            ]);
         }
         work
     };
     plan.seats().into_iter().map(of_seat).collect()
 }
 
+/// Entries of [`work`] that close a step, and that every chunk has.
+const CLOSING: usize = 3;
+const OF_CHUNK: usize = 7;
+
 /// Where a rank's [`work`] has this action.
 fn slot(action: Action) -> usize {
-    let of_chunk = |kind: usize| 3 + 7 * action.chunk() as usize + kind;
+    let of_chunk = |kind: usize| CLOSING + OF_CHUNK * action.chunk() as usize + kind;
     match action {
         Action::Reduce => 0,
         Action::Step => 1,

@@ -124,7 +124,7 @@ fn sends(lists: &[&[(u32, u64)]], network: &Network<'_>) -> Vec<execute::Sent> {
         for &(to, bytes) in *list {
             let flow = pairs.iter().position(|&pair| pair == (from, to)).unwrap_or_else(|| {
                 pairs.push((from, to));
-                flows.push(Flow { way: network.way(from, to).unwrap(), is_shared: true });
+                flows.push(Flow { way: network.way(from, to).unwrap() });
                 pairs.len() - 1
             });
             ops[from as usize].push(op(Begin::AtOnce, Some(messages.len() as u32)));
@@ -150,7 +150,7 @@ fn two_flows_into_one_nic_halve() {
     assert!(close(alone[0].delivered_s, 1.125));
     let two = sends(&[&[(2, MB)], &[(2, MB)], &[]], &network);
     assert!(close(two[1].delivered_s, 2.125));
-    let chunk_s = 1.0 / 64.0;
+    let chunk_s = 1.0 / 8.0;
     assert!(close(two[0].delivered_s, 2.125 - chunk_s), "they take turns to the end: {:?}", two[0]);
 }
 
@@ -186,19 +186,25 @@ fn messages_of_one_pair_follow_each_other() {
     assert!(close(sent[1].start_s, 1.0) && close(sent[1].end_s, 2.0));
 }
 
-/// What a flow that shares nothing saves in events it does not change in time.
+/// Rank 1 comes when half of rank 0's message has passed: they take turns, and rank 0 has the NIC alone again at last.
 #[test]
-fn a_flow_alone_takes_as_long_in_one_piece() {
-    let costs = Flat { boundary_bytes: MB / 2, ..THIRDS };
-    let plan = plan(&[(4, &[1, 1])]);
-    let network = nics(2, MB_PER_S, 0.25);
-    let setting = Setting::new(&plan, &network, &costs).unwrap();
-    let program = setting.program(&setting.schedules().unwrap());
-    assert!(program.flows.iter().all(|f| !f.is_shared));
-    let shared = |f: &Flow| Flow { is_shared: true, ..*f };
-    let cut = Program { flows: program.flows.iter().map(shared).collect(), ..program.clone() };
-    let end_s = |program| execute(program, &network, &setting.steps(0)).ends_s.last().unwrap()[0];
-    assert!(close(end_s(&program), end_s(&cut)), "{} {}", end_s(&program), end_s(&cut));
+fn who_comes_later_gets_its_turns() {
+    let costs = Flat { forward_s: 0.5, boundary_bytes: MB, ..Flat::default() };
+    let mut two = plan(&[(1, &[1, 1]), (1, &[1, 1])]);
+    two.exchange = vec![exchange(&[0, 1], SPARSE, 9)];
+    let nic = Resource { name: "nic".into(), rate_bytes_per_s: MB_PER_S };
+    let shared = |from, to| ((from, to), (vec![0], 0.0, 0.0));
+    let free = |from, to| ((from, to), (vec![], 0.0, 0.0));
+    let ways =
+        [shared(0, 1), free(1, 0), shared(2, 3), free(3, 2), free(0, 2), free(2, 0), free(1, 3), free(3, 1)];
+    let network = Network::given(vec![nic], ways);
+    let setting = Setting::new(&two, &network, &costs).unwrap();
+    let mut program = setting.program(&setting.schedules().unwrap());
+    program.ranks[2].ops[0][0].seconds = 1.0;
+    let mut sent = execute(&program, &network, &Steps { kinds: vec![0], written: vec![0] }).sent;
+    sent.retain(|s| s.end_s > s.start_s);
+    assert!(close(sent[0].start_s, 0.5) && close(sent[1].start_s, 1.0 + 1.0 / 8.0), "{sent:?}");
+    assert!(close(sent[0].end_s, 2.0 - 1.0 / 8.0) && close(sent[1].end_s, 2.5), "{sent:?}");
 }
 
 /// (R - 1) frames through every NIC, once every `every` steps.
