@@ -10,7 +10,7 @@
 //!
 //! Not here: which network the ranks use (`nccl`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 
 use super::shell::{comment, quote, words};
@@ -52,16 +52,15 @@ pub(super) struct Roster {
 impl Roster {
     /// With the plan's own numbers.
     pub(super) fn of_plan(plan: &Plan) -> Self {
-        let rounds = plan.schedule.virtual_stages as usize;
-        let mut ranks: Vec<(usize, usize, &Placement)> = Vec::new();
+        // Later rounds of an interleaved pipeline sit on GPUs that have their rank already.
+        let (mut ranks, mut seen) = (Vec::new(), HashSet::new());
         for (r, replica) in plan.replicas.iter().enumerate() {
-            // Later rounds of an interleaved pipeline sit on the ranks of the first.
-            let pipeline = (replica.stages.len() / rounds).max(1);
-            for (s, stage) in replica.stages.iter().take(pipeline).enumerate() {
-                ranks.extend(stage.ranks.iter().map(|placement| (r, s, placement)));
+            for (s, stage) in replica.stages.iter().enumerate() {
+                let fresh = stage.ranks.iter().filter(|p| seen.insert((p.host.as_str(), p.gpu)));
+                ranks.extend(fresh.map(|placement| (r, s, placement)));
             }
         }
-        ranks.sort_by_key(|(_, _, placement)| placement.rank);
+        ranks.sort_by_key(|(_, _, placement): &(usize, usize, &Placement)| placement.rank);
         Self::new(plan, &ranks)
     }
 
