@@ -38,6 +38,7 @@ mod hugging_face;
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::check;
@@ -58,7 +59,7 @@ pub fn read(path: &Path) -> Result<Model, InputError> {
 }
 
 /// The resolved model and training settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// Architecture.
@@ -112,7 +113,7 @@ pub struct Model {
 }
 
 /// Transformer architectures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
     /// GPT-2: learned positions, layer norm, MLP of two matrices with GELU.
@@ -122,7 +123,7 @@ pub enum ModelKind {
 }
 
 /// Which of a layer's matrices have a bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Biases {
     /// None.
@@ -136,7 +137,7 @@ pub enum Biases {
 }
 
 /// Precision of the arithmetic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// bfloat16 with f32 accumulation.
@@ -148,7 +149,7 @@ pub enum Precision {
 }
 
 /// Optimisers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
     /// AdamW.
@@ -156,7 +157,7 @@ pub enum Optimizer {
 }
 
 /// Activation recomputation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Keep everything.
@@ -170,7 +171,7 @@ pub enum Recompute {
 }
 
 /// What may be used between replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExchangeChoice {
     /// Gradient all-reduce.
@@ -184,7 +185,7 @@ pub enum ExchangeChoice {
 }
 
 /// What may be used between stages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BoundaryChoice {
     /// f32.

@@ -98,6 +98,7 @@ fn plan() -> Plan {
                 shared_bytes_per_s: None,
                 latency_s: 0.02,
                 loss: 0.0,
+                price_usd_per_byte: None,
             }],
         },
         model: model(),

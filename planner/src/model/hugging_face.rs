@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use super::file::Architecture;
 use super::{Biases, ModelKind};
-use crate::input::{Document, Fault, InputError, did_you_mean};
+use crate::input::{Document, Fault, InputError, listed};
 
 /// Families known: `model_type` and the architecture that is a language model.
 const FAMILIES: &[(&str, &str, Family)] = &[
@@ -158,8 +158,7 @@ fn family(document: &Document, declared: &Declared) -> Result<Family, Fault> {
         return Err(refused("it is a mixture of experts").hint(known()));
     }
     let Some((_, language_model, family)) = FAMILIES.iter().find(|(known, ..)| *known == name) else {
-        let names: Vec<&str> = FAMILIES.iter().map(|(name, ..)| *name).collect();
-        return Err(refused("its layers are not known here").hint(did_you_mean(name, &names)));
+        return Err(refused("its layers are not known here").hint(known()));
     };
     match architectures.first() {
         Some(other) if by_architecture.is_none() => {
@@ -171,8 +170,7 @@ fn family(document: &Document, declared: &Declared) -> Result<Family, Fault> {
 }
 
 fn known() -> String {
-    let names: Vec<String> = FAMILIES.iter().map(|(name, ..)| format!("`{name}`")).collect();
-    format!("known here: {}", names.join(", "))
+    format!("known here: {}", listed(&FAMILIES.iter().map(|(name, ..)| *name).collect::<Vec<_>>()))
 }
 
 impl Gpt2Keys {

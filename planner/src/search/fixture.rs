@@ -31,7 +31,14 @@ pub fn gpu(flops_per_s: f64, memory_bytes: u64) -> Gpu {
 
 /// A link that loses nothing.
 pub fn link(a: &str, b: &str, rate_bytes_per_s: f64, latency_s: f64) -> Link {
-    Link { between: [a.into(), b.into()], rate_bytes_per_s, shared_bytes_per_s: None, latency_s, loss: 0.0 }
+    Link {
+        between: [a.into(), b.into()],
+        rate_bytes_per_s,
+        shared_bytes_per_s: None,
+        latency_s,
+        loss: 0.0,
+        price_usd_per_byte: None,
+    }
 }
 
 /// One cluster alone.
