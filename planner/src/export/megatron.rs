@@ -9,19 +9,19 @@
 //! Even cuts need no layout. Sources: Megatron-LM `arguments.py` and `pipeline_parallel_layer_layout.py` of August 2026;
 //! the layout is known to megatron-core 0.13 and later.
 //!
-//! Left to the user: tokenizer, data, learning rate, checkpoints.
+//! Left to the user: tokenizer, data, learning rate, rotary base, checkpoints.
 
 use super::mesh::Mesh;
 use super::roster::{Roster, run_script};
 use super::{Export, File, Refusal, Settings, Target};
-use crate::model::{Model, ModelKind, Optimizer, Precision, Recompute};
+use crate::model::{Biases, Model, ModelKind, Optimizer, Precision, Recompute};
 use crate::plan::{Plan, ScheduleKind};
 
 pub(super) fn export(plan: &Plan, settings: &Settings) -> Result<Export, Refusal> {
     let mesh = Mesh::of(plan, Target::Megatron)?;
     check_schedule(&mesh)?;
     let mut arguments = parallelism(&mesh);
-    arguments.extend(model(&plan.model));
+    arguments.extend(model(&plan.model)?);
     arguments.extend(training(&mesh, &plan.model));
     let lines: Vec<String> = arguments.iter().map(|a| a.join("\n")).collect();
     let roster = Roster::new(plan, &mesh.ranks());
@@ -95,13 +95,20 @@ fn layout(layers: &[u32]) -> String {
     format!("E{}L", stages.join("|"))
 }
 
-fn model(model: &Model) -> Vec<Argument> {
+fn model(model: &Model) -> Result<Vec<Argument>, Refusal> {
     // All fields by name: a new one must be said to Megatron-LM or refused.
     let Model {
         kind,
         layers,
         hidden,
         heads,
+        kv_heads: _,
+        head_dim: _,
+        mlp_width: _,
+        tied_embeddings,
+        biases: _,
+        qk_norm,
+        positions,
         vocab,
         sequence,
         global_batch: _,
@@ -117,21 +124,42 @@ fn model(model: &Model) -> Vec<Argument> {
         set("--hidden-size", hidden),
         set("--ffn-hidden-size", model.mlp_width()),
         set("--num-attention-heads", heads),
+        set("--kv-channels", model.head_dim()),
         set("--seq-length", sequence),
-        set("--max-position-embeddings", sequence),
+        set("--max-position-embeddings", positions.unwrap_or(*sequence)),
         set("--vocab-size", vocab),
-        flag("--untie-embeddings-and-output-weights"),
     ];
+    if model.kv_heads() != *heads {
+        arguments.extend([flag("--group-query-attention"), set("--num-query-groups", model.kv_heads())]);
+    }
+    if !tied_embeddings {
+        arguments.push(flag("--untie-embeddings-and-output-weights"));
+    }
+    if *qk_norm {
+        arguments.push(flag("--qk-layernorm"));
+    }
+    arguments.extend(biases(model)?);
     match kind {
         ModelKind::Gpt => arguments.push(set("--position-embedding-type", "learned_absolute")),
         ModelKind::Llama => arguments.extend([
             set("--position-embedding-type", "rope"),
             set("--normalization", "RMSNorm"),
             flag("--swiglu"),
-            flag("--disable-bias-linear"),
         ]),
     }
-    arguments
+    Ok(arguments)
+}
+
+fn biases(model: &Model) -> Result<Vec<Argument>, Refusal> {
+    match model.biases() {
+        Biases::All => Ok(vec![]),
+        Biases::None => Ok(vec![flag("--disable-bias-linear")]),
+        Biases::Qkv => Ok(vec![flag("--disable-bias-linear"), flag("--add-qkv-bias")]),
+        Biases::Attention => Err(Target::Megatron.refuses(
+            "its model has biases in attention and none in the MLP (`biases = \"attention\"`)",
+            "Megatron-LM has them in all matrices, in queries, keys and values, or in none",
+        )),
+    }
 }
 
 fn training(mesh: &Mesh, model: &Model) -> Vec<Argument> {

@@ -37,9 +37,7 @@ impl<'a> Mesh<'a> {
     /// The mesh of a plan, for a framework that knows nothing else.
     pub(super) fn of(plan: &'a Plan, target: Target) -> Result<Self, Refusal> {
         let first = &plan.replicas[0];
-        let stages = first.stages.len();
-        let virtual_stages = plan.schedule.virtual_stages;
-        let pipeline = stages as u32 / virtual_stages;
+        let (pipeline, virtual_stages) = first.split_ranks();
         check_rounds(plan, target, pipeline)?;
         let tensor = check_tensor(plan, target)?;
         for r in 1..plan.replicas.len() {
@@ -49,7 +47,7 @@ impl<'a> Mesh<'a> {
         let zero1 = check_exchange(plan, target)?;
         Ok(Mesh {
             tensor,
-            pipeline,
+            pipeline: pipeline as u32,
             data: plan.replicas.len() as u32,
             virtual_stages,
             layers: first.stages.iter().map(|s| s.layers[1] - s.layers[0]).collect(),
@@ -78,19 +76,16 @@ impl<'a> Mesh<'a> {
     }
 }
 
-/// Stage `j` must sit where stage `j - P` does.
-fn check_rounds(plan: &Plan, target: Target, pipeline: u32) -> Result<(), Refusal> {
+/// Stage `j` must sit where stage `j - P` does, in every replica.
+fn check_rounds(plan: &Plan, target: Target, pipeline: usize) -> Result<(), Refusal> {
     for (r, replica) in plan.replicas.iter().enumerate() {
         let stages = replica.stages.len();
-        let (rounds, p) = (plan.schedule.virtual_stages as usize, pipeline as usize);
-        let wrong =
-            (0..stages).find(|&j| p == 0 || j >= p && replica.stages[j].ranks != replica.stages[j - p].ranks);
-        if let Some(j) = wrong.or((stages % rounds != 0).then_some(stages - 1)) {
+        let strays = |j: &usize| replica.stages[*j].ranks != replica.stages[j % pipeline].ranks;
+        let distinct = replica.split_ranks().0;
+        if distinct != pipeline || stages % pipeline != 0 || (0..stages).any(|j| strays(&j)) {
             return Err(target.refuses(
-                format!(
-                    "with {rounds} virtual stages, stage {j} of replica {r} is not on the ranks of the stage one round before"
-                ),
-                "stages of a rank must be one pipeline length apart",
+                format!("unlike replicas: replica {r} has {stages} stages on {distinct} pipeline ranks, replica 0 has {pipeline} of them"),
+                LIKE,
             ));
         }
     }

@@ -337,7 +337,7 @@ fn what_no_framework_can_say_is_refused_by_name() {
         ("unlike replicas: replica 0 recomputes selective, replica 3 full", |p| {
             p["replicas"][3]["recompute"] = "full".into();
         }),
-        ("unlike replicas: replica 0 has 2 stages, replica 1 1", |p| {
+        ("unlike replicas: replica 1 has 1 stages on 1 pipeline ranks, replica 0 has 2 of them", |p| {
             let stages = p["replicas"][1]["stages"].as_array_mut().unwrap();
             stages.pop();
             stages[0]["layers"] = json!([0, 30]);
@@ -369,7 +369,6 @@ fn what_no_framework_can_say_is_refused_by_name() {
             p["exchange"] = json!([half([0, 1]), half([1, 2])]);
         }),
         ("left open (`auto`)", |p| p["model"]["recompute"] = "auto".into()),
-        ("stage 1 of replica 0 is not on the ranks", |p| p["schedule"]["virtual_stages"] = 2.into()),
     ];
     for (what, spoil) in cases {
         let mut plan = hybrid();
@@ -379,7 +378,7 @@ fn what_no_framework_can_say_is_refused_by_name() {
             assert!(refusal.what.contains(what), "{target:?}: {refusal}");
             assert!(!refusal.help.is_empty());
         }
-        // Any program can still be started by it, where ranks repeat only as rounds do.
+        // Any program can still be started by it.
         assert!(export_with(&plan, Target::Env, &settings()).is_ok(), "{what}");
     }
 }
@@ -431,4 +430,30 @@ fn even(plan: &mut Value) {
         replica["stages"][0]["layers"] = json!([0, 15]);
         replica["stages"][1]["layers"] = json!([15, 30]);
     }
+}
+
+#[test]
+fn grouped_queries_and_biases_are_said_or_refused() {
+    let mut plan = interleaved();
+    plan["model"]["kv_heads"] = 8.into();
+    plan["model"]["biases"] = "qkv".into();
+    let run = exported(&plan, Target::Megatron);
+    has(
+        file(&run, "run.sh"),
+        &[
+            "--group-query-attention\n",
+            "--num-query-groups 8\n",
+            "--disable-bias-linear\n",
+            "--add-qkv-bias\n",
+        ],
+    );
+    let refused = |plan: &Value, target| export_with(plan, target, &settings()).unwrap_err().to_string();
+    has(&refused(&plan, Target::Torchtitan), &["biases"]);
+    plan["model"]["biases"] = "attention".into();
+    has(&refused(&plan, Target::Megatron), &["biases = \"attention\""]);
+    plan["model"]["biases"] = "none".into();
+    has(file(&exported(&plan, Target::Torchtitan), "narrows_plan.py"), &["n_kv_heads=8,"]);
+    plan["model"]["tied_embeddings"] = true.into();
+    has(&refused(&plan, Target::Torchtitan), &["tied"]);
+    assert!(!file(&exported(&plan, Target::Megatron), "run.sh").contains("--untie"));
 }

@@ -11,14 +11,14 @@
 //! Sources: torchtitan 0.3.0 and 0.2.2 (`config`, `distributed/pipeline_parallel.py`, `models/llama3`). torchtitan after
 //! 0.3.0 has renamed the microbatch settings. It has no GPT-2 (learned positions) and no fp16.
 //!
-//! Left to the user: tokenizer, data, learning rate, steps (flags of torchtitan, or edits of the file).
+//! Left to the user: tokenizer, data, learning rate, rotary base, steps (flags of torchtitan, or edits of the file).
 
 use std::fmt::Write as _;
 
 use super::mesh::Mesh;
 use super::roster::{Roster, run_script};
 use super::{Export, File, Refusal, Settings, Target};
-use crate::model::{Model, ModelKind, Precision, Recompute};
+use crate::model::{Biases, Model, ModelKind, Precision, Recompute};
 use crate::plan::{Plan, ScheduleKind};
 
 pub(super) fn export(plan: &Plan, settings: &Settings) -> Result<Export, Refusal> {
@@ -41,7 +41,7 @@ pub(super) fn export(plan: &Plan, settings: &Settings) -> Result<Export, Refusal
                 .into(),
         );
     }
-    match toml_obstacle(&mesh) {
+    match toml_obstacle(&mesh, &plan.model) {
         None => files.extend(toml(&mesh, &plan.model)),
         Some(why) => notes.push(format!("no TOML for torchtitan 0.2.2: {why}")),
     }
@@ -61,6 +61,21 @@ fn check(mesh: &Mesh, model: &Model) -> Result<(), Refusal> {
         return refuse(
             "the model is of kind gpt (learned positions), which torchtitan does not have",
             "export to Megatron-LM, or plan a llama",
+        );
+    }
+    if model.biases() != Biases::None
+        || model.qk_norm
+        || model.head_dim() * u64::from(model.heads) != u64::from(model.hidden)
+    {
+        return refuse(
+            "its llama has biases, normalised queries or heads of another width, and torchtitan's has none of them",
+            "export to Megatron-LM",
+        );
+    }
+    if model.tied_embeddings && mesh.pipeline > 1 {
+        return refuse(
+            "its embeddings are tied over a pipeline, and torchtitan ties them on one rank only",
+            "plan with `tied_embeddings = false`, or export to Megatron-LM",
         );
     }
     if model.precision == Precision::Fp16 {
@@ -124,6 +139,13 @@ fn python(mesh: &Mesh, model: &Model) -> String {
         layers,
         hidden,
         heads,
+        kv_heads: _,
+        head_dim: _,
+        mlp_width: _,
+        tied_embeddings,
+        biases: _,
+        qk_norm: _,
+        positions: _,
         vocab,
         sequence,
         global_batch,
@@ -142,6 +164,8 @@ fn python(mesh: &Mesh, model: &Model) -> String {
         .replace("@LAYERS@", &layers.to_string())
         .replace("@HIDDEN@", &hidden.to_string())
         .replace("@HEADS@", &heads.to_string())
+        .replace("@KV_HEADS@", &model.kv_heads().to_string())
+        .replace("@TIED@", if *tied_embeddings { "True" } else { "False" })
         .replace("@VOCAB@", &vocab.to_string())
         .replace("@SEQUENCE@", &sequence.to_string())
         .replace("@MLP@", &model.mlp_width().to_string())
@@ -159,11 +183,18 @@ fn python(mesh: &Mesh, model: &Model) -> String {
 }
 
 /// Why 0.2.2 cannot hold the plan though 0.3 can.
-fn toml_obstacle(mesh: &Mesh) -> Option<&'static str> {
+fn toml_obstacle(mesh: &Mesh, model: &Model) -> Option<&'static str> {
     let replicated = mesh.data > 1 && !mesh.zero1;
-    (replicated && (mesh.pipeline > 1 || mesh.tensor > 1)).then_some(
-        "it replicates only without pipeline and tensor parallelism; a plan with zero1 it can hold",
-    )
+    let usual_width = (8 * u64::from(model.hidden) / 3).next_multiple_of(256);
+    if replicated && (mesh.pipeline > 1 || mesh.tensor > 1) {
+        return Some(
+            "it replicates only without pipeline and tensor parallelism; a plan with zero1 it can hold",
+        );
+    }
+    if model.tied_embeddings {
+        return Some("it does not tie embeddings");
+    }
+    (model.mlp_width() != usual_width).then_some("its MLP is 8/3 of the hidden width, rounded up to 256")
 }
 
 fn toml(mesh: &Mesh, model: &Model) -> [File; 2] {
@@ -197,6 +228,7 @@ fn toml(mesh: &Mesh, model: &Model) -> [File; 2] {
         .replace("@LAYERS@", &model.layers.to_string())
         .replace("@HIDDEN@", &model.hidden.to_string())
         .replace("@HEADS@", &model.heads.to_string())
+        .replace("@KV_HEADS@", &model.kv_heads().to_string())
         .replace("@VOCAB@", &model.vocab.to_string());
     [File::new("narrows_plan.toml", text), File::new("narrows_model.py", register)]
 }
@@ -222,6 +254,7 @@ def model() -> ModelSpec:
     config = llama3.Llama3Model.Config(
         dim=dim,
         vocab_size=vocab_size,
+        enable_weight_tying=@TIED@,
         tok_embeddings=Embedding.Config(
             num_embeddings=vocab_size, embedding_dim=dim, param_init=llama3._EMBEDDING_INIT
         ),
@@ -233,6 +266,7 @@ def model() -> ModelSpec:
             n_layers=@LAYERS@,
             dim=dim,
             n_heads=@HEADS@,
+            n_kv_heads=@KV_HEADS@,
             hidden_dim=@MLP@,
             rope=ComplexRoPE.Config(dim=dim // @HEADS@, max_seq_len=@SEQUENCE@, theta=10000),
             attn_backend="flex",
@@ -283,7 +317,13 @@ from torchtitan.models.llama3.model.args import TransformerModelArgs
 from torchtitan.protocols.train_spec import register_train_spec
 
 MODEL = TransformerModelArgs(
-    dim=@HIDDEN@, n_layers=@LAYERS@, n_heads=@HEADS@, vocab_size=@VOCAB@, multiple_of=256, rope_theta=10000
+    dim=@HIDDEN@,
+    n_layers=@LAYERS@,
+    n_heads=@HEADS@,
+    n_kv_heads=@KV_HEADS@,
+    vocab_size=@VOCAB@,
+    multiple_of=256,
+    rope_theta=10000,
 )
 register_train_spec("narrows", replace(get_train_spec(), model_args={"plan": MODEL}))
 "#;

@@ -107,7 +107,11 @@ impl Blocks<'_> {
             let middle = if wanted.is_finite() {
                 // Near the incumbent first: most often it is good, and one proof ends it.
                 let closing = wanted * (1.0 - self.gap * 0.999);
-                if high > self.best_s || low * (1.0 + 4.0 * self.gap) > wanted { closing } else { 0.5 * (low + wanted) }
+                if high > self.best_s || low * (1.0 + 4.0 * self.gap) > wanted {
+                    closing
+                } else {
+                    0.5 * (low + wanted)
+                }
             } else {
                 low * reach
             };
@@ -315,13 +319,15 @@ impl Blocks<'_> {
         let mut found: BTreeMap<&[u32], (u64, usize, Work)> = BTreeMap::new();
         for r in ready {
             let space = &self.modes[r.mode];
-            let used = r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
+            let used =
+                r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
             if !used || r.outline.devices.iter().zip(&space.groups).any(|(u, g)| *u > g.gpus) {
                 continue;
             }
             let known = found.get(r.outline.devices.as_slice()).map_or(0, |f| f.0);
             let sync = sync(space, scenario, low);
-            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, step_s, known) else {
+            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, step_s, known)
+            else {
                 continue;
             };
             found.insert(&r.outline.devices, (sequences, r.column, work));
@@ -335,7 +341,8 @@ impl Blocks<'_> {
         let mut taken: Vec<(Item, (usize, Work))> = Vec::new();
         for entry in kept {
             let replaced = taken.iter().any(|(t, _)| {
-                t.sequences >= entry.0.sequences && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
+                t.sequences >= entry.0.sequences
+                    && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
             });
             if !replaced {
                 taken.push(entry);
@@ -509,7 +516,10 @@ fn degrees(space: &Space, order: &[usize]) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]];
     for &g in order {
         let teams = 0..space.groups[g].teams.len();
-        all = all.into_iter().flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat())).collect();
+        all = all
+            .into_iter()
+            .flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat()))
+            .collect();
     }
     all
 }
@@ -580,4 +590,3 @@ fn share_out(modes: &[Space], mut members: Vec<Member>, sequences: u32) -> Optio
     }
     Some(members)
 }
-
