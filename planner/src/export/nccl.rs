@@ -120,8 +120,12 @@ const WRAPPER: &str = r#""""Runs a program so that each NCCL process group uses 
 Groups inside one RDMA fabric use it; any other, the default group first of all, uses sockets.
 """
 
+import os
 import runpy
 import sys
+
+# PyTorch 2.15 splits every group off the default one, whose network it would inherit; before it is imported:
+os.environ["TORCH_DIST_USE_NCCL2"] = "0"
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d

@@ -238,6 +238,7 @@ fn torchtitan_gets_cuts_as_module_names_and_its_schedule() {
             "local_batch_size=32,",
             "global_batch_size=32,",
             "pipeline_parallel_microbatch_size=4,",
+            "disable_cuda_graphs=True,",
             "tensor_parallel_degree=2,",
             "activation_checkpoint=None,",
         ],

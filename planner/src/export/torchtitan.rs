@@ -175,6 +175,7 @@ fn python(mesh: &Mesh, model: &Model) -> String {
         .replace("@REPLICATE@", &replicate.to_string())
         .replace("@SHARD@", &shard.to_string())
         .replace("@RESHARD@", reshard)
+        .replace("@NO_GRAPHS@", if mesh.pipeline > 1 { "True" } else { "False" })
         .replace("@TENSOR@", &mesh.tensor.to_string())
         .replace("@PIPELINE@", &mesh.pipeline.to_string())
         .replace("@SCHEDULE@", schedule)
@@ -292,6 +293,7 @@ def plan() -> Trainer.Config:
             local_batch_size=@LOCAL@,
             global_batch_size=@GLOBAL@,
             seq_len=@SEQUENCE@,
+            disable_cuda_graphs=@NO_GRAPHS@,
             mixed_precision_param="@PRECISION@",
         ),
         parallelism=ParallelismConfig(
