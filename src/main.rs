@@ -4,6 +4,7 @@
 //! rank's own, an interrupt 130.
 
 mod bench;
+mod export;
 mod launch;
 mod plan;
 mod report;
@@ -32,6 +33,7 @@ struct Cli {
 enum Command {
     Plan(plan::Plan),
     Simulate(simulate::Simulate),
+    Export(export::Args),
     Launch(launch::Launch),
     Train(train::Train),
     Report(report::Args),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Plan(args) => plan::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Export(args) => export::run(args),
         Command::Launch(args) => launch::run(args),
         Command::Train(args) => train::run(args),
         Command::Report(args) => report::run(args),

@@ -1,9 +1,10 @@
 //! Pure planning: inventory and model in, plan out. No sockets, no clocks but the solver's, no I/O but reading and
-//! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate.
+//! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate, export.
 
 pub mod cost;
 pub mod durable;
 pub mod explain;
+pub mod export;
 pub mod input;
 pub mod inventory;
 pub mod model;

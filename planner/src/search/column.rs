@@ -408,9 +408,9 @@ mod tests {
 
     use super::*;
     use crate::inventory::Cluster;
-    use crate::search::pool::Pool;
     use crate::search::Scope;
     use crate::search::fixture::{alone, fabric, gpt, gpu, link};
+    use crate::search::pool::Pool;
     use crate::search::{EngineLimits, SearchOptions};
 
     fn every(space: &Space) -> Vec<Outline> {

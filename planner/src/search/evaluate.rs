@@ -144,7 +144,9 @@ pub(crate) fn evaluate_in(modes: &[&Space], plan: &Plan) -> Result<Evaluation, E
 fn syncs(space: &Space, plan: &Plan, seats: &[Seats]) -> Result<Vec<Sync>, EvaluateError> {
     let mut syncs = vec![Sync::ALONE; plan.replicas.len()];
     let signatures: Vec<Signature> = plan.replicas.iter().zip(seats).map(|(r, s)| s.signature(r)).collect();
-    let like = |e: &Exchange| e.replicas.iter().all(|&r| signatures[r as usize] == signatures[e.replicas[0] as usize]);
+    let like = |e: &Exchange| {
+        e.replicas.iter().all(|&r| signatures[r as usize] == signatures[e.replicas[0] as usize])
+    };
     let mut islands = plan.replicas.len() as u32;
     let (inner, outer): (Vec<&Exchange>, Vec<&Exchange>) =
         plan.exchange.iter().partition(|e| e.kind == ExchangeKind::Dense && like(e));
@@ -187,10 +189,10 @@ fn sync_s(space: &Space, sync: &Sync, replica: &Replica, seats: &Seats) -> f64 {
     let (ranks, _) = replica.split_ranks();
     let times = (0..ranks).map(|i| {
         let stages = replica.stages.iter().skip(i).step_by(ranks);
-        let parameters: u64 =
-            stages.map(|s| stage_parameters(space.model, s.layers[0]..s.layers[1])).sum();
+        let parameters: u64 = stages.map(|s| stage_parameters(space.model, s.layers[0]..s.layers[1])).sum();
         let size = replica.stages[i].ranks.len();
-        let speakers = (0..ranks).filter(|&j| seats.0[j] == seats.0[i]).map(|j| replica.stages[j].ranks.len());
+        let speakers =
+            (0..ranks).filter(|&j| seats.0[j] == seats.0[i]).map(|j| replica.stages[j].ranks.len());
         sync.stage_s(space, seats.0[i], parameters as f64 / size as f64, speakers.sum::<usize>() as u32)
     });
     times.fold(0.0, f64::max)

@@ -25,7 +25,9 @@ use super::SearchError;
 /// Whether an offer's replicas are alone or of an island.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    Alone { signature: usize },
+    Alone {
+        signature: usize,
+    },
     /// Index into [`Demand::members`].
     Island(usize),
 }
@@ -209,13 +211,12 @@ impl Program {
             fit.min().unwrap_or(0)
         });
         let counts = most.map(|most| variables.add(sort(variable().min(0).max(most)))).collect();
-        let islands =
-            demand.members.iter().map(|_| variables.add(sort(variable().min(0).max(1)))).collect();
+        let islands = demand.members.iter().map(|_| variables.add(sort(variable().min(0).max(1)))).collect();
         let sizes_differ = offers.iter().any(|o| o.unit != offers[0].unit);
         let bound = demand.capacity.iter().any(|c| c.is_finite());
         let free = bound || (sizes_differ && kind == Kind::Whole);
-        let work = free
-            .then(|| variables.add_vector(sort(variable().min(0).max(demand.sequences)), offers.len()));
+        let work =
+            free.then(|| variables.add_vector(sort(variable().min(0).max(demand.sequences)), offers.len()));
         (variables, Self { counts, islands, work })
     }
 
@@ -258,9 +259,8 @@ impl Program {
         rows.push(constraint!(self.sum(offers, |o| f64::from(o.unit)) <= demand.sequences));
         for (pool, &capacity) in demand.capacity.iter().enumerate().filter(|(_, c)| c.is_finite()) {
             // In units of the capacity: bytes are too large for the solver's tolerances.
-            let used: Expression = (0..offers.len())
-                .map(|i| self.units(i, offers) * (offers[i].traffic[pool] / capacity))
-                .sum();
+            let used: Expression =
+                (0..offers.len()).map(|i| self.units(i, offers) * (offers[i].traffic[pool] / capacity)).sum();
             rows.push(constraint!(used <= 1));
         }
         if let Some(work) = &self.work {
@@ -286,8 +286,10 @@ impl Program {
         rows.push(all.geq(f64::from(demand.islands.0)));
         for &group in &demand.exclusive {
             let touching = demand.members.iter().zip(&self.islands);
-            let touching: Expression =
-                touching.filter(|(i, _)| i.clusters.contains(&group)).map(|(_, &y)| Expression::from(y)).sum();
+            let touching: Expression = touching
+                .filter(|(i, _)| i.clusters.contains(&group))
+                .map(|(_, &y)| Expression::from(y))
+                .sum();
             let lone = self.sum(offers, |o| if o.devices[group] > 0 { alone(o) } else { 0.0 });
             rows.push(constraint!(touching + lone <= 1));
         }
@@ -320,7 +322,6 @@ pub(crate) fn configured(mut model: highs::Model, time_limit_s: f64) -> highs::M
 pub(crate) fn failed(doing: &'static str, status: HighsModelStatus) -> SearchError {
     SearchError::Solver { doing, status: format!("{status:?}") }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -359,7 +360,10 @@ mod tests {
     #[test]
     fn integers_do_less_than_fractions_and_the_solver_knows_both() {
         let relaxed = relaxed(&offers(), &Demand { sequences: 20, ..demand(0) }).unwrap();
-        assert!((relaxed - 18.0).abs() < 1e-6, "two of the first, one of the second, a part of the last: {relaxed}");
+        assert!(
+            (relaxed - 18.0).abs() < 1e-6,
+            "two of the first, one of the second, a part of the last: {relaxed}"
+        );
         let choice = chosen(&offers(), &demand(17)).unwrap();
         assert_eq!(choice, Choice { counts: vec![1, 3, 0], units: vec![5, 12, 0] });
         assert_eq!(chosen(&offers(), &demand(18)), None);

@@ -74,7 +74,9 @@ pub(crate) fn pipelines(
         if f64::from(most) * f64::from(space.micro_batch) <= least || most == 0 {
             break;
         }
-        let Some(stages) = fewest_stages(space, memory, cut, teams, beat_s * (1.0 + 1e-9), most) else { continue };
+        let Some(stages) = fewest_stages(space, memory, cut, teams, beat_s * (1.0 + 1e-9), most) else {
+            continue;
+        };
         let runs: Vec<Run> = (0..cut.len())
             .map(|i| Run {
                 group: cut[i].0,
@@ -85,7 +87,8 @@ pub(crate) fn pipelines(
             })
             .collect();
         let sync_s = sync_floor_s(space, sync, &runs);
-        let microbatches = super::column::microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches);
+        let microbatches =
+            super::column::microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches);
         let sequences = u64::from(microbatches) * u64::from(space.micro_batch);
         // A longer beat with as many stages does less.
         if microbatches == 0 || sequences as f64 <= least || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= sequences) {

@@ -128,7 +128,8 @@ impl Solve<'_> {
             return Ok(vec![]);
         }
         let cut = ((fewest + found.islands) / 2).clamp(fewest, most - 1);
-        let child = |islands| Part { scenario: Scenario { islands, ..part.scenario.clone() }, step_s: part.step_s };
+        let child =
+            |islands| Part { scenario: Scenario { islands, ..part.scenario.clone() }, step_s: part.step_s };
         Ok(vec![child((fewest, cut)), child((cut + 1, most))])
     }
 
@@ -211,7 +212,6 @@ impl Solve<'_> {
             self.best = Some(candidate);
         }
     }
-
 }
 
 /// The candidate with what it really pays for: as many islands, and owners, as there are.

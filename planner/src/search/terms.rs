@@ -71,10 +71,12 @@ impl Memory {
             memory.first_slot.push(memory.most_layers.len());
             for team in &group.teams {
                 for position in Position::ALL {
-                    let bytes =
-                        |layers, held| space.rank_bytes(layers, team.size, held, drifts, owners);
-                    let fits =
-                        |held| most(space, position, |layers| bytes(layers, held) <= space.groups[index].memory_bytes);
+                    let bytes = |layers, held| space.rank_bytes(layers, team.size, held, drifts, owners);
+                    let fits = |held| {
+                        most(space, position, |layers| {
+                            bytes(layers, held) <= space.groups[index].memory_bytes
+                        })
+                    };
                     memory.most_layers.extend((1..=most_in_flight).map(fits));
                 }
             }
@@ -96,7 +98,11 @@ impl Memory {
     pub fn most_between(&self, group: usize, team: usize, is_last: bool, held: u32) -> u32 {
         let held = held.min(self.most_in_flight);
         let at = |position| self.most_layers[self.index(group, team, position, held)];
-        if is_last { at(Position::Last).max(at(Position::Only)) } else { at(Position::Middle).max(at(Position::First)) }
+        if is_last {
+            at(Position::Last).max(at(Position::Only))
+        } else {
+            at(Position::Middle).max(at(Position::First))
+        }
     }
 
     fn slot(&self, run: &Run, position: Position, held: u32) -> usize {
@@ -113,7 +119,8 @@ impl Memory {
 pub(crate) fn sync_caps(space: &Space, sync: &Sync, outline: &Outline, most_s: f64) -> Vec<u32> {
     let count = outline.stages();
     let mut known: Vec<((usize, usize), u32)> = Vec::new();
-    let runs = outline.runs.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n((i, r), r.stages as usize));
+    let runs =
+        outline.runs.iter().enumerate().flat_map(|(i, r)| std::iter::repeat_n((i, r), r.stages as usize));
     let cap = |(stage, (index, run)): (u32, (usize, &Run))| {
         let position = Position::of(stage, count);
         let key = (index, position as usize);
