@@ -46,9 +46,9 @@ fn script(roster: &Roster, settings: &Settings) -> String {
             first.gpus
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         text,
-        "# sbatch job.sbatch {}YOUR_PROGRAM, in the folder of this file (or with NARROWS_EXPORT naming it)\n",
+        "# sbatch job.sbatch {}YOUR_PROGRAM, in the folder of this file (or with NARROWS_EXPORT naming it)",
         roster.python("$PWD")
     );
     let groups: Vec<String> = (0..components.len()).map(|c| c.to_string()).collect();
