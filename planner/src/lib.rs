@@ -8,6 +8,7 @@ pub mod input;
 pub mod inventory;
 pub mod model;
 pub mod plan;
+pub mod profile;
 pub mod schedule;
 pub mod search;
 pub mod simulate;
