@@ -78,7 +78,7 @@ pub struct RunnerUp {
 /// [`EvaluateError`] where the plan does not belong to its inventory.
 pub fn explain(plan: &Plan) -> Result<Explanation, EvaluateError> {
     let cost = evaluate(plan)?;
-    let ends = |i: &usize| cost.replicas[*i].pipeline_s;
+    let ends = |i: &usize| cost.replicas[*i].pipeline_s + cost.replicas[*i].sync_s;
     let slowest = (0..cost.replicas.len()).max_by(|a, b| ends(a).total_cmp(&ends(b))).unwrap_or(0);
     let parts = parts(&cost, &cost.replicas[slowest], plan.replicas[slowest].microbatches);
     let bottleneck = bottleneck(&cost, &cost.replicas[slowest], &parts);

@@ -102,6 +102,16 @@ pub struct Replica {
     pub boundaries: Vec<Boundary>,
 }
 
+impl Replica {
+    /// Pipeline ranks (tensor-parallel groups) and virtual stages of each.
+    pub fn split_ranks(&self) -> (usize, u32) {
+        let first = self.stages[0].ranks.first();
+        let again = self.stages.iter().skip(1).position(|s| s.ranks.first() == first);
+        let ranks = again.map_or(self.stages.len(), |at| at + 1);
+        (ranks, (self.stages.len() / ranks) as u32)
+    }
+}
+
 /// A contiguous run of layers on a tensor-parallel group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

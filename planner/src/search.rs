@@ -1,23 +1,19 @@
-//! The plan that takes least time per step, with a proof of how near to least it is.
+//! The plan that takes least time per step, with a proof of how near to least it is. The problem is stated in
+//! docs/planner.md.
 //!
 //! ```text
 //!   space     one group a cluster (like GPUs are counted, not named), prices of stages, crossings, exchanges
-//!   terms     the most layers a stage may hold: memory, exchange
+//!   sync      what a stage pays for being kept equal;  terms: the most layers a stage may hold
 //!   column    a pipeline: which clusters in which order, stages and layers of each; the fastest split of its layers
-//!   master    how many of each column: a small integer program for a fixed step time T (HiGHS)
-//!   book      the columns of one scenario; those worth offering
-//!   branch    over T, the exchange (kind, number of replicas, seconds) and who must agree on layers; bounds
+//!   pool      which columns there are;  market: what they offer for a fixed step time T
+//!   master    how many of each offer: a small integer program (HiGHS)
+//!   solve     over T, what is exchanged and the number of islands;  bound: what a pool leaves out
 //!   evaluate  the closed form of any plan: what the search minimises, and what judges its result
 //!   place     counts become hosts and ranks
 //! ```
-//! For a fixed T a column k of fill f and beat b turns m_k(T) = 1 + (T - f) / b microbatches around; replicas are columns
-//! chosen with sum of GPUs <= what a group has and sum of microbatches >= what the step needs. T is feasible or not,
+//! For a fixed T a column of fill f, beat b and synchronisation s turns 1 + (T - s - f) / b microbatches around; columns
+//! are chosen with sum of GPUs <= what a group has and sum of sequences = what the step needs. T is feasible or not,
 //! and monotone: bisect. An infeasible T is a proof that no plan of the space is that fast.
-//!
-//! The space, and nothing outside it is claimed: a pipeline visits each cluster at most once, in one run of stages
-//! with one tensor-parallel degree (1, 2, 4 or 8 dividing a host's GPUs); replicas may be unlike; layers are split
-//! anyhow; microbatches per replica anyhow; one microbatch size (powers of two where the model leaves it open). Where columns
-//! are too many to list, orders and splits are thinned and the bound is that of a relaxation which covers them all.
 //!
 //! Deterministic: one thread, no seed, no clock but the time limit's.
 //!
@@ -25,15 +21,17 @@
 
 pub mod evaluate;
 
-mod book;
-mod branch;
 mod column;
 mod fit;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod market;
 mod master;
 mod place;
+mod pool;
+mod solve;
 mod space;
+mod sync;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -44,7 +42,10 @@ use crate::inventory::Cluster;
 use crate::model::{BoundaryChoice, ExchangeChoice, Model, Recompute};
 use crate::plan::{Plan, Solver, Transport};
 
-use self::branch::{Answer, Search};
+use self::evaluate::evaluate_in;
+use self::market::Tables;
+use self::pool::Pool;
+use self::solve::{Solve, most_owners, rate_floor_s};
 use self::space::Space;
 
 /// How hard to search, and the constants of the exchange and the codecs.
@@ -87,6 +88,14 @@ pub struct EngineLimits {
     pub recomputes: &'static [Recompute],
     /// What moves every boundary.
     pub transport: Transport,
+    /// Largest number of virtual stages of a rank (interleaved schedules).
+    pub max_virtual_stages: u32,
+    /// The optimiser's states may be sharded over the replicas of an island.
+    pub zero1: bool,
+    /// Islands that reduce gradients may exchange pseudo-gradients with one another.
+    pub nested: bool,
+    /// Replicas may differ in microbatch size and recomputation.
+    pub unlike_modes: bool,
 }
 
 impl EngineLimits {
@@ -97,6 +106,10 @@ impl EngineLimits {
         codecs: &[BoundaryChoice::None, BoundaryChoice::Bf16, BoundaryChoice::Int8, BoundaryChoice::Subspace],
         recomputes: &[Recompute::None],
         transport: Transport::Tcp,
+        max_virtual_stages: 1,
+        zero1: false,
+        nested: false,
+        unlike_modes: false,
     };
 
     /// Everything a plan can say.
@@ -104,6 +117,10 @@ impl EngineLimits {
         max_tensor_parallel: 8,
         exchanges: &[ExchangeChoice::Dense, ExchangeChoice::Streaming, ExchangeChoice::Sparse],
         recomputes: &[Recompute::None, Recompute::Selective, Recompute::Full],
+        max_virtual_stages: 4,
+        zero1: true,
+        nested: true,
+        unlike_modes: true,
         ..Self::NATIVE
     };
 }
@@ -219,21 +236,45 @@ pub fn search_within(
 ) -> Result<Found, SearchError> {
     let started = Instant::now();
     let deadline = started + options.time_limit;
-    let mut best: Option<Answer> = None;
-    let mut bound_s = f64::INFINITY;
-    for model in resolutions(model, limits)? {
-        let space = Space::new(cluster, &model, limits, options)?;
-        let incumbent_s = best.as_ref().map(|b| b.objective_s);
-        let outcome = Search::new(&space, scope, options.gap, deadline).run(incumbent_s)?;
-        bound_s = bound_s.min(outcome.bound_s);
-        if let Some(answer) = outcome.answer {
-            best = Some(answer);
+    let models = resolutions(model, limits)?;
+    let spaces = models.iter().map(|m| Space::new(cluster, m, limits, options));
+    let mut spaces = spaces.collect::<Result<Vec<_>, _>>()?;
+    let flops_bound_s = spaces.iter().map(|s| s.flops_bound_s(&scope.clusters)).fold(f64::INFINITY, f64::min);
+    let mut best: Option<(Plan, f64)> = None;
+    let (mut bound_s, mut complete) = (f64::INFINITY, true);
+    while !spaces.is_empty() {
+        let rest = if limits.unlike_modes { vec![] } else { spaces.split_off(1) };
+        let modes = std::mem::replace(&mut spaces, rest);
+        let owners = most_owners(&modes[0], scope);
+        let tables: Vec<Tables> = modes.iter().map(|space| Tables::new(space, owners)).collect();
+        let pool = Pool::new(&modes, scope, Tables::count(&modes[0], owners));
+        complete &= pool.complete;
+        let mut solve = Solve {
+            modes: &modes,
+            tables: &tables,
+            scope,
+            gap: options.gap.max(1e-7),
+            deadline,
+            best: None,
+            best_s: best.as_ref().map_or(f64::INFINITY, |b| b.1),
+            bound_s: f64::INFINITY,
+        };
+        let floor_s = modes.iter().map(|s| rate_floor_s(s, &scope.clusters)).fold(f64::INFINITY, f64::min);
+        solve.run(&pool, floor_s)?;
+        bound_s = bound_s.min(if pool.complete { solve.bound_s } else { floor_s });
+        if let Some(candidate) = solve.best {
+            let plan = place::place(&modes, &candidate);
+            let of: Vec<&Space> = candidate.members.iter().map(|m| &modes[m.mode]).collect();
+            let cost = evaluate_in(&of, &plan).expect("the search keeps to the inventory");
+            best = Some((plan, cost.iteration_s));
         }
     }
-    let Some(answer) = best else {
+    let Some((plan, objective_s)) = best else {
         return Err(fit::why_nothing(cluster, model, limits, options, scope, deadline));
     };
-    Ok(answer.finish(bound_s, options.gap, started.elapsed(), Instant::now() >= deadline))
+    let late = Instant::now() >= deadline;
+    let solver = solver(objective_s, bound_s.max(flops_bound_s), options.gap, started.elapsed(), late);
+    Ok(Found { plan: Plan { solver: Some(solver), ..plan }, thinned: !complete, flops_bound_s })
 }
 
 /// The model with its open choices (microbatch size, recomputation) made, in every way the engine can.
@@ -261,23 +302,13 @@ fn unsupported<T: std::fmt::Debug>(key: &str, asked: &T, able: &[T]) -> SearchEr
     SearchError::Unsupported { asked: format!("{key} = \"{}\"", word(asked)), able }
 }
 
-impl Answer {
-    fn finish(self, bound_s: f64, gap_wanted: f64, wall: Duration, late: bool) -> Found {
-        let bound_s = bound_s.min(self.objective_s);
-        let gap = (self.objective_s - bound_s) / self.objective_s;
-        let status = match gap {
-            _ if gap <= 1e-6 => "optimal",
-            _ if late && gap > gap_wanted => "time_limit",
-            _ => "gap",
-        };
-        let solver = Solver {
-            status: status.into(),
-            objective_s: self.objective_s,
-            bound_s,
-            gap,
-            wall_s: wall.as_secs_f64(),
-        };
-        let plan = Plan { solver: Some(solver), ..self.plan };
-        Found { plan, thinned: self.thinned, flops_bound_s: self.flops_bound_s }
-    }
+fn solver(objective_s: f64, bound_s: f64, gap_wanted: f64, wall: Duration, late: bool) -> Solver {
+    let bound_s = bound_s.min(objective_s);
+    let gap = (objective_s - bound_s) / objective_s;
+    let status = match gap {
+        _ if gap <= 1e-6 => "optimal",
+        _ if late && gap > gap_wanted => "time_limit",
+        _ => "gap",
+    };
+    Solver { status: status.into(), objective_s, bound_s, gap, wall_s: wall.as_secs_f64() }
 }

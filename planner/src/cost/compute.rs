@@ -72,10 +72,32 @@ pub fn achieved_flops_per_s(gpu: &Gpu, precision: Precision) -> f64 {
     peak * gpu.efficiency
 }
 
-/// Seconds of a pass of the stage that holds `layers` on one GPU; a tensor-parallel group of t takes a t-th of it
-/// and [`super::tensor`] on top.
-pub fn pass_s(model: &Model, gpu: &Gpu, layers: Range<u32>, micro_batch: u32, pass: Pass) -> f64 {
-    stage_flops(model, layers, micro_batch, pass) / achieved_flops_per_s(gpu, model.precision)
+/// Seconds of one layer's pass on each GPU of a tensor-parallel group; [`super::tensor`] comes on top.
+pub fn layer_s(model: &Model, gpu: &Gpu, micro_batch: u32, tensor_parallel: u32, pass: Pass) -> f64 {
+    let rate = achieved_flops_per_s(gpu, model.precision) * f64::from(tensor_parallel);
+    layer_flops(model, micro_batch, pass) / rate
+}
+
+/// Seconds of the head's pass on each GPU of a tensor-parallel group.
+pub fn head_s(model: &Model, gpu: &Gpu, micro_batch: u32, tensor_parallel: u32, _pass: Pass) -> f64 {
+    let rate = achieved_flops_per_s(gpu, model.precision) * f64::from(tensor_parallel);
+    head_flops(model, micro_batch) / rate
+}
+
+/// Seconds of a pass of the stage that holds `layers` on each GPU of its tensor-parallel group.
+pub fn pass_s(
+    model: &Model,
+    gpu: &Gpu,
+    layers: Range<u32>,
+    micro_batch: u32,
+    tensor_parallel: u32,
+    pass: Pass,
+) -> f64 {
+    let head = match layers.end == model.layers {
+        true => head_s(model, gpu, micro_batch, tensor_parallel, pass),
+        false => 0.0,
+    };
+    f64::from(layers.end - layers.start) * layer_s(model, gpu, micro_batch, tensor_parallel, pass) + head
 }
 
 fn tokens(model: &Model, micro_batch: u32) -> f64 {
@@ -124,7 +146,7 @@ mod tests {
     #[test]
     fn time_is_flops_over_achieved_rate() {
         let gpu = Gpu { efficiency: 0.5, ..gpu(1e12, 0) };
-        let time = pass_s(&gpt(1, 256), &gpu, 0..1, 1, Pass::BackwardWeight);
+        let time = pass_s(&gpt(1, 256), &gpu, 0..1, 1, 1, Pass::BackwardWeight);
         assert_eq!(time, (201_326_592.0 + 2.0 * 128.0 * 256.0 * 256.0) / 0.5e12);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   dense      2 (R-1)/R x 4 P / B + 2 (R-1) alpha                  ring all-reduce of f32 gradients, every step
+//!   ZeRO-1     (R-1)/R (4 P + w P) / B + 2 (R-1) alpha              reduce-scatter of them, all-gather of weights of w B
 //!   streaming  the same, every H steps                              dense pseudo-gradients (DiLoCo)
 //!   sparse     ((R-1) x frame / B + alpha) / H                      every rank sends its frame to every other
 //!   frame      the codec's own expectation (`narrows_compress::cost`)
@@ -17,7 +18,8 @@ use narrows_compress::CHUNK;
 use narrows_compress::cost::frame_bytes_expected;
 use narrows_compress::topk::TopK;
 
-use crate::plan::ExchangeKind;
+use crate::model::Precision;
+use crate::plan::{Exchange, ExchangeKind};
 
 /// The slowest hop of an exchange, as one rank sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +28,40 @@ pub struct Path {
     pub rate_bytes_per_s: f64,
     /// One way.
     pub latency_s: f64,
+}
+
+/// Who keeps the optimiser's states of a parameter that several replicas own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharding {
+    /// Each of them, all.
+    Whole,
+    /// Each a share (ZeRO stage 1, arXiv 1910.02054): updated parameters are all-gathered, of `weight_bytes` each.
+    Zero1 {
+        /// 2 in 16-bit training, 4 in fp32.
+        weight_bytes: u32,
+    },
+}
+
+impl Sharding {
+    /// Of a dense exchange in a plan.
+    pub fn of(exchange: &Exchange, precision: Precision) -> Self {
+        let weight_bytes = if precision == Precision::Fp32 { 4 } else { 2 };
+        if exchange.zero1 { Sharding::Zero1 { weight_bytes } } else { Sharding::Whole }
+    }
+}
+
+/// Seconds per step that a rank with `parameters` spends in the dense exchange of their gradients among `owners`.
+pub fn dense_s(parameters: f64, owners: u32, sharding: Sharding, path: Path) -> f64 {
+    if owners < 2 {
+        return 0.0;
+    }
+    let gradients = 4.0 * parameters;
+    match sharding {
+        Sharding::Whole => ring_all_reduce_s(owners, gradients, path),
+        Sharding::Zero1 { weight_bytes } => {
+            ring_all_reduce_s(owners, (gradients + f64::from(weight_bytes) * parameters) / 2.0, path)
+        }
+    }
 }
 
 /// Seconds per step that a rank with `parameters` spends in the exchange with `replicas - 1` others.
@@ -73,6 +109,15 @@ mod tests {
     fn a_frame_is_two_hundred_times_smaller_than_f32() {
         let ratio = 4e6 / frame_bytes(1e6, 64);
         assert!((200.0..210.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn sharded_states_move_weights_instead_of_gradients_back() {
+        let whole = dense_s(1e9, 4, Sharding::Whole, SLOW);
+        assert_eq!(whole, ring_all_reduce_s(4, 4e9, SLOW));
+        assert!((dense_s(1e9, 4, Sharding::Zero1 { weight_bytes: 4 }, SLOW) - whole).abs() < 1e-9);
+        assert!((dense_s(1e9, 4, Sharding::Zero1 { weight_bytes: 2 }, SLOW) / whole - 0.75).abs() < 1e-4);
+        assert_eq!(dense_s(1e9, 1, Sharding::Whole, SLOW), 0.0);
     }
 
     #[test]

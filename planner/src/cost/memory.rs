@@ -4,6 +4,7 @@
 //!   parameters  `Model`'s counts: of gpt, layer 12 h^2 + 13 h, embedding V h + s h, head 2 h + h V
 //!   states      fp32: weight 4 + gradient 4 + AdamW 8 = 16 B      16-bit: 2 + 4 + master 4 + AdamW 8 = 18 B
 //!               + 8 B where replicas drift apart (start-of-round copy, error feedback or outer momentum)
+//!               ZeRO-1 over d owners: weight + gradient + (the rest) / d, so 8 + 8/d and 6 + 12/d B
 //!   saved       16-bit, per layer and microbatch: s b h (10 + 24/t + 5 a s / (h t)) B; selective drops the 5 a s / h,
 //!               full keeps the layer's input, 2 s b h; fp32 twice that; the head keeps its logits, 4 s b V
 //!   in flight   1F1B, stage i of p: min(m, p - i)
@@ -26,17 +27,18 @@ pub fn stage_parameters(model: &Model, layers: Range<u32>) -> u64 {
     embedding + u64::from(layers.end - layers.start) * model.layer_parameters() + head
 }
 
-/// Bytes of states per parameter; `exchange` is `None` where there is one replica.
-pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<ExchangeKind>) -> u64 {
-    let own = match precision {
-        Precision::Fp32 => 16,
-        Precision::Bf16 | Precision::Fp16 => 18,
+/// Bytes of states per parameter; `exchange` is `None` where there is one replica, `owners` share the optimiser's
+/// states by ZeRO-1 (1: each keeps all).
+pub fn state_bytes_per_parameter(precision: Precision, exchange: Option<ExchangeKind>, owners: u32) -> f64 {
+    let (kept, sharded) = match precision {
+        Precision::Fp32 => (8.0, 8.0),
+        Precision::Bf16 | Precision::Fp16 => (6.0, 12.0),
     };
     let drifting = match exchange {
-        None | Some(ExchangeKind::Dense) => 0,
-        Some(ExchangeKind::Streaming | ExchangeKind::Sparse { .. }) => 8,
+        None | Some(ExchangeKind::Dense) => 0.0,
+        Some(ExchangeKind::Streaming | ExchangeKind::Sparse { .. }) => 8.0,
     };
-    own + drifting
+    kept + sharded / f64::from(owners) + drifting
 }
 
 /// Bytes that one microbatch keeps for backward in each rank of a tensor-parallel group that holds `layers`.
@@ -60,7 +62,8 @@ pub fn in_flight(microbatches: u32, stages: u32, stage: u32) -> u32 {
     microbatches.min(stages - stage)
 }
 
-/// Bytes of a rank of a stage: states and the saved activations of `in_flight` microbatches.
+/// Bytes of a rank of a stage: states and the saved activations of `in_flight` microbatches. `owners` share the
+/// optimiser's states by ZeRO-1; 1 where each keeps all of them.
 pub fn rank_bytes(
     model: &Model,
     layers: Range<u32>,
@@ -68,11 +71,12 @@ pub fn rank_bytes(
     tensor_parallel: u32,
     in_flight: u32,
     exchange: Option<ExchangeKind>,
+    owners: u32,
 ) -> f64 {
-    let states =
-        stage_parameters(model, layers.clone()) * state_bytes_per_parameter(model.precision, exchange);
+    let parameters = stage_parameters(model, layers.clone()) as f64;
+    let states = parameters * state_bytes_per_parameter(model.precision, exchange, owners);
     let saved = saved_bytes(model, layers, micro_batch, tensor_parallel);
-    states as f64 / f64::from(tensor_parallel) + f64::from(in_flight) * saved
+    states / f64::from(tensor_parallel) + f64::from(in_flight) * saved
 }
 
 #[cfg(test)]
@@ -103,9 +107,17 @@ mod tests {
     #[test]
     fn sparse_exchange_costs_two_more_copies() {
         let sparse = Some(ExchangeKind::Sparse { top_k: 64 });
-        assert_eq!(state_bytes_per_parameter(Precision::Fp32, None), 16);
-        assert_eq!(state_bytes_per_parameter(Precision::Fp32, sparse), 24);
-        assert_eq!(state_bytes_per_parameter(Precision::Bf16, Some(ExchangeKind::Dense)), 18);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, None, 1), 16.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, sparse, 1), 24.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Bf16, Some(ExchangeKind::Dense), 1), 18.0);
+    }
+
+    /// Megatron-LM's distributed optimiser: 6 + 12/d.
+    #[test]
+    fn owners_share_what_the_optimiser_keeps() {
+        let dense = Some(ExchangeKind::Dense);
+        assert_eq!(state_bytes_per_parameter(Precision::Bf16, dense, 4), 9.0);
+        assert_eq!(state_bytes_per_parameter(Precision::Fp32, dense, 8), 9.0);
     }
 
     #[test]

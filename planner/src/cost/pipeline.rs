@@ -24,6 +24,12 @@ pub struct Crossing {
 }
 
 impl Crossing {
+    /// So many crossings as if they were one.
+    pub fn repeated(self, times: u32) -> Self {
+        let times = f64::from(times);
+        Self { occupancy_s: times * self.occupancy_s, latency_s: times * self.latency_s }
+    }
+
     /// Sender's start to receiver's end.
     pub fn delay_s(self) -> f64 {
         self.occupancy_s + self.latency_s
@@ -46,6 +52,17 @@ pub fn beat_s(stages_s: &[f64], crossings: &[Crossing]) -> f64 {
         }
     }
     beat
+}
+
+/// Microbatches (the parts of a rank's chunks together) that rank `rank` of `ranks` holds when so many pass.
+///
+/// 1F1B: min(m, p - i). Interleaved in v chunks: those of Megatron-LM's warm-up, (2 (p - i - 1) + (v - 1) p + 1) / v.
+pub fn held(microbatches: u32, ranks: u32, chunks: u32, rank: u32) -> u32 {
+    let held = match chunks {
+        1 => ranks - rank,
+        v => (2 * (ranks - rank - 1) + (v - 1) * ranks + 1).div_ceil(v),
+    };
+    held.min(microbatches)
 }
 
 /// Seconds of `microbatches` through the pipeline.

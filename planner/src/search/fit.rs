@@ -9,9 +9,10 @@ use std::time::Instant;
 use crate::inventory::{Cluster, Link};
 use crate::model::{Model, Recompute};
 
-use super::column::{Outline, Outlines, Reach, outlines};
+use super::column::Outline;
+use super::pool::Pool;
 use super::space::Space;
-use super::terms::Terms;
+use super::terms::Memory;
 use super::{EngineLimits, Scope, SearchError, SearchOptions, resolutions};
 
 /// Why a search came back empty.
@@ -87,12 +88,13 @@ fn shortfall(
     scope: &Scope,
 ) -> Result<Option<Shortfall>, SearchError> {
     let space = Space::new(cluster, model, limits, options)?;
-    let Outlines { list, .. } = outlines(&space, &Reach::Within(&scope.clusters));
+    let list: Vec<Outline> =
+        Pool::new(std::slice::from_ref(&space), scope, 1).columns.into_iter().map(|c| c.outline).collect();
     let nearest = |more_bytes: f64| {
         let mut space = Space::new(cluster, model, limits, options).expect("it was made before");
         space.groups.iter_mut().for_each(|g| g.memory_bytes += more_bytes);
-        let terms = Terms::new(&space, None);
-        list.iter().find(|outline| outline.holds(&terms, fewest_microbatches(&space, outline)))
+        let memory = Memory::new(&space, None, 1);
+        list.iter().find(|outline| outline.holds(&memory, fewest_microbatches(&space, outline)))
     };
     if nearest(0.0).is_some() {
         return Ok(None);

@@ -6,59 +6,102 @@
 //!
 //! Not here: what that costs (`evaluate`).
 
-use crate::plan::{Boundary, Exchange, Placement, Plan, Replica, ScheduleKind, ScheduleSpec, Stage, VERSION};
+use crate::plan::{
+    Boundary, Exchange, ExchangeKind, Placement, Plan, Replica, ScheduleKind, ScheduleSpec, Stage, VERSION,
+};
 
-use super::branch::{Candidate, Member};
+use super::solve::{Candidate, Member};
 use super::space::Space;
 
 /// The plan of a candidate.
-pub(crate) fn place(space: &Space, candidate: &Candidate) -> Plan {
-    let seats = seats(space, &candidate.members);
+pub(crate) fn place(modes: &[Space], candidate: &Candidate) -> Plan {
+    let members = &candidate.members;
+    let seats = seats(&modes[0], members);
+    let base = common_mode(members);
     let mut rank = 0;
-    let replicas = candidate.members.iter().zip(&seats);
-    let replicas: Vec<Replica> = replicas.map(|(m, s)| replica(space, m, s, &mut rank)).collect();
-    let all = (0..replicas.len() as u32).collect();
-    let exchange = candidate.exchange.filter(|_| replicas.len() > 1);
+    let replica = |(member, seats): (&Member, &Vec<Team>)| {
+        let (space, base) = (&modes[member.mode], &modes[base]);
+        let mut replica = replica(space, member, seats, &mut rank);
+        replica.micro_batch = Some(space.micro_batch).filter(|b| *b != base.micro_batch);
+        replica.recompute = Some(space.model.recompute).filter(|r| *r != base.model.recompute);
+        replica
+    };
+    let replicas: Vec<Replica> = members.iter().zip(&seats).map(replica).collect();
+    let virtual_stages = members.iter().map(|m| m.outline.chunks).max().unwrap_or(1);
     Plan {
         version: VERSION,
-        cluster: space.cluster.clone(),
-        model: space.model.clone(),
-        micro_batch: space.micro_batch,
-        schedule: ScheduleSpec { kind: ScheduleKind::OneForwardOneBackward, virtual_stages: 1 },
+        cluster: modes[0].cluster.clone(),
+        model: modes[base].model.clone(),
+        micro_batch: modes[base].micro_batch,
+        schedule: ScheduleSpec { kind: ScheduleKind::OneForwardOneBackward, virtual_stages },
+        exchange: exchanges(&modes[0], candidate),
         replicas,
-        exchange: exchange
-            .map(|(kind, every)| Exchange { replicas: all, kind, every, zero1: false })
-            .into_iter()
-            .collect(),
         predicted: None,
         solver: None,
     }
 }
 
+/// The mode of most members.
+fn common_mode(members: &[Member]) -> usize {
+    let count = |mode: usize| members.iter().filter(|m| m.mode == mode).count();
+    let modes = members.iter().map(|m| m.mode);
+    modes.max_by_key(|&mode| (count(mode), std::cmp::Reverse(mode))).unwrap_or(0)
+}
+
+/// Dense inside islands, and what the islands exchange.
+fn exchanges(space: &Space, candidate: &Candidate) -> Vec<Exchange> {
+    let members = &candidate.members;
+    let islands = members.iter().map(|m| m.island).max().map_or(0, |last| last + 1);
+    let of = |island: usize| -> Vec<u32> {
+        (0..members.len() as u32).filter(|&r| members[r as usize].island == island).collect()
+    };
+    let dense = |replicas: Vec<u32>| Exchange {
+        replicas,
+        kind: ExchangeKind::Dense,
+        every: 1,
+        zero1: space.limits.zero1,
+    };
+    let mut exchanges: Vec<Exchange> =
+        (0..islands).map(of).filter(|replicas| replicas.len() > 1).map(dense).collect();
+    if let Some((kind, every)) = candidate.outer {
+        let replicas = (0..members.len() as u32).collect();
+        exchanges.push(Exchange { replicas, kind, every, zero1: false });
+    }
+    exchanges
+}
+
 fn replica(space: &Space, member: &Member, seats: &[Team], rank: &mut u32) -> Replica {
+    let outline = &member.outline;
+    let ranks: Vec<Vec<Placement>> = outline
+        .stage_runs()
+        .zip(seats)
+        .map(|(run, team)| {
+            let fabric = &space.cluster.clusters[run.group];
+            let host = &fabric.hosts[team.host].name;
+            let place = |gpu| {
+                *rank += 1;
+                Placement { rank: *rank - 1, host: host.clone(), gpu, nic: fabric.nic.class }
+            };
+            team.gpus.clone().map(place).collect()
+        })
+        .collect();
     let mut first = 0;
-    let runs = member.outline.stage_runs().zip(&member.split.layers).zip(seats);
-    let stages = runs.map(|((run, &layers), team)| {
-        let fabric = &space.cluster.clusters[run.group];
-        let ranks = team.gpus.clone().map(|gpu| {
-            *rank += 1;
-            Placement {
-                rank: *rank - 1,
-                host: fabric.hosts[team.host].name.clone(),
-                gpu,
-                nic: fabric.nic.class,
-            }
-        });
-        first += layers;
-        Stage { layers: [first - layers, first], ranks: ranks.collect() }
-    });
+    let mut stages = Vec::new();
+    for chunk in 0..outline.chunks {
+        for (ranks, &layers) in ranks.iter().zip(&member.work.split.layers) {
+            // Earlier chunks take what does not divide.
+            let layers = layers / outline.chunks + u32::from(chunk < layers % outline.chunks);
+            stages.push(Stage { layers: [first, first + layers], ranks: ranks.clone() });
+            first += layers;
+        }
+    }
     let transport = space.limits.transport;
-    let boundaries = member.outline.codecs.iter().map(|&codec| Boundary { codec, transport });
+    let boundaries = outline.codecs.iter().map(|&codec| Boundary { codec, transport });
     Replica {
         microbatches: member.microbatches,
         micro_batch: None,
         recompute: None,
-        stages: stages.collect(),
+        stages,
         boundaries: boundaries.collect(),
     }
 }
@@ -120,7 +163,7 @@ fn split_up(block: &Block) -> Vec<Block> {
 /// First fit, a block that fits nowhere stage by stage; `None` if even that fails.
 fn seat_blocks(space: &Space, members: &[Member], blocks: &[Block]) -> Option<Vec<Vec<Team>>> {
     let nowhere = Team { host: usize::MAX, gpus: 0..0 };
-    let stages = members.iter().map(|m| m.split.layers.len());
+    let stages = members.iter().map(|m| m.work.split.layers.len());
     let mut seats: Vec<Vec<Team>> = stages.map(|n| vec![nowhere.clone(); n]).collect();
     let fabrics = &space.cluster.clusters;
     let mut used: Vec<Vec<u32>> = fabrics.iter().map(|f| vec![0; f.hosts.len()]).collect();

@@ -8,14 +8,17 @@
 
 use crate::cost::boundary::{coded_bytes, occupancy_s};
 use crate::cost::compute::{self, PASSES, achieved_flops_per_s};
-use crate::cost::exchange::{self, Path};
+use crate::cost::exchange::{Path, Sharding};
 use crate::cost::pipeline::Crossing;
 use crate::cost::{memory, tensor};
-use crate::inventory::{Cluster, Fabric, Link};
-use crate::model::{BoundaryChoice, ExchangeChoice, Model};
+use crate::inventory::{Cluster, Fabric, Link, NicClass};
+use crate::model::{BoundaryChoice, ExchangeChoice, Model, Precision};
 use crate::plan::{Codec, ExchangeKind};
 
 use super::{EngineLimits, SearchError, SearchOptions, unsupported};
+
+/// A rank's share below which the network inside a cluster counts as narrow: 1 Gbit/s, as between sites.
+const NARROW_BYTES_PER_S: f64 = 125e6;
 
 /// One problem's prices: a microbatch size and a kind of recomputation are settled.
 #[derive(Debug)]
@@ -150,63 +153,71 @@ impl<'a> Space<'a> {
         Codec::Subspace { rank: rank.clamp(1, self.model.hidden.saturating_sub(1).max(1)) }
     }
 
-    /// What two or more replicas exchange, and how often. `aligned`: all owners of any layer share a cluster. Left to
-    /// us, gradients stay inside a cluster and only sparse pseudo-gradients leave it.
-    pub fn exchange_kind(&self, aligned: bool) -> (ExchangeKind, u32) {
-        let able = |choice: &ExchangeChoice| self.limits.exchanges.contains(choice);
-        let choice = match self.model.exchange {
-            ExchangeChoice::Auto => {
-                use ExchangeChoice::{Dense, Sparse, Streaming};
-                let order = if aligned { [Dense, Sparse, Streaming] } else { [Sparse, Streaming, Dense] };
-                order.into_iter().find(able).unwrap_or(Dense)
-            }
-            forced => forced,
+    /// What may be exchanged between islands: all the engine can where it is left to us.
+    pub fn outer_kinds(&self) -> Vec<(ExchangeKind, u32)> {
+        use ExchangeChoice::{Dense, Sparse, Streaming};
+        let kind = |choice: &ExchangeChoice| match choice {
+            Dense | ExchangeChoice::Auto => (ExchangeKind::Dense, 1),
+            Streaming => (ExchangeKind::Streaming, self.options.sync_every),
+            Sparse => (ExchangeKind::Sparse { top_k: self.options.top_k }, self.options.sync_every),
         };
-        match choice {
-            ExchangeChoice::Dense | ExchangeChoice::Auto => (ExchangeKind::Dense, 1),
-            ExchangeChoice::Streaming => (ExchangeKind::Streaming, self.options.sync_every),
-            ExchangeChoice::Sparse => {
-                (ExchangeKind::Sparse { top_k: self.options.top_k }, self.options.sync_every)
-            }
+        match &self.model.exchange {
+            ExchangeChoice::Auto => self.limits.exchanges.iter().map(kind).collect(),
+            forced => vec![kind(forced)],
         }
     }
 
-    /// The slowest hop of an exchange among ranks anywhere in `groups`; `None` if two of them do not reach each other.
-    pub fn exchange_path(&self, groups: &[usize]) -> Option<Path> {
-        let mut slowest = Path { rate_bytes_per_s: f64::INFINITY, latency_s: 0.0 };
-        let mut meet = |hop: Path| {
+    /// May the replicas of an island reduce gradients every step?
+    pub fn may_be_dense(&self) -> bool {
+        matches!(self.model.exchange, ExchangeChoice::Auto | ExchangeChoice::Dense)
+            && self.limits.exchanges.contains(&ExchangeChoice::Dense)
+    }
+
+    /// May replicas whose layers lie in the same clusters drift apart between exchanges? Left to us, only where the
+    /// network inside is as narrow as between sites.
+    pub fn may_drift(&self, clusters: impl Iterator<Item = usize>) -> bool {
+        let narrow = |g: usize| {
+            let group = &self.groups[g];
+            let fabric = &self.cluster.clusters[g];
+            fabric.nic.class == NicClass::Ethernet
+                && fabric.hosts.len() > 1
+                && group.exchange.rate_bytes_per_s <= NARROW_BYTES_PER_S
+        };
+        match self.model.exchange {
+            ExchangeChoice::Auto => clusters.into_iter().all(narrow),
+            _ => true,
+        }
+    }
+
+    /// The slowest hop between a rank in `group` and ranks anywhere in `groups`; `None` if they do not reach each other.
+    /// What all of a link's users share is divided by `speakers`, the ranks of the group that speak at once.
+    pub fn exchange_path(&self, group: usize, groups: &[usize], speakers: u32) -> Option<Path> {
+        let mut slowest = self.groups[group].exchange;
+        for &other in groups.iter().filter(|&&o| o != group) {
+            let hop = self.exchange_between(group, other, speakers)?;
             slowest.rate_bytes_per_s = slowest.rate_bytes_per_s.min(hop.rate_bytes_per_s);
             slowest.latency_s = slowest.latency_s.max(hop.latency_s);
-        };
-        for (i, &a) in groups.iter().enumerate() {
-            meet(self.groups[a].exchange);
-            for &b in &groups[i + 1..] {
-                meet(self.exchange_between(a, b)?);
-            }
         }
         Some(slowest)
     }
 
-    /// Seconds per step that a rank with `parameters` spends in an exchange.
-    pub fn exchange_s(
-        &self,
-        (kind, every): (ExchangeKind, u32),
-        replicas: u32,
-        parameters: f64,
-        path: Path,
-    ) -> f64 {
-        exchange::per_step_s(kind, every, replicas, parameters, path)
+    /// How the optimiser's states of an island's parameters are kept.
+    pub fn sharding(&self) -> Sharding {
+        let weight_bytes = if self.model.precision == Precision::Fp32 { 4 } else { 2 };
+        if self.limits.zero1 { Sharding::Zero1 { weight_bytes } } else { Sharding::Whole }
     }
 
-    /// Bytes of a rank of stage `position` of `stages` with `layers`, its tensor-parallel group of `team`.
+    /// Bytes of a rank with `layers`, its tensor-parallel group of `team`, `owners` of each parameter in its island.
     pub fn rank_bytes(
         &self,
         layers: std::ops::Range<u32>,
         team: u32,
         in_flight: u32,
         exchange: Option<ExchangeKind>,
+        owners: u32,
     ) -> f64 {
-        memory::rank_bytes(self.model, layers, self.micro_batch, team, in_flight, exchange)
+        let shards = if self.limits.zero1 { owners } else { 1 };
+        memory::rank_bytes(self.model, layers, self.micro_batch, team, in_flight, exchange, shards)
     }
 
     /// Seconds below which no plan's step can be: all FLOPs over the sum of all rates.
@@ -219,7 +230,7 @@ impl<'a> Space<'a> {
         work / groups.iter().map(rate).sum::<f64>()
     }
 
-    fn exchange_between(&self, a: usize, b: usize) -> Option<Path> {
+    fn exchange_between(&self, a: usize, b: usize, speakers: u32) -> Option<Path> {
         let link = self.inventory_link(a, b)?;
         let share = |g: usize| {
             let fabric = &self.cluster.clusters[g];
@@ -227,8 +238,7 @@ impl<'a> Space<'a> {
                 link.rate_bytes_per_s.min(fabric.ethernet.map_or(f64::INFINITY, |e| e.rate_bytes_per_s));
             side / f64::from(fabric.gpus)
         };
-        let most = f64::from(self.groups[a].gpus.max(self.groups[b].gpus));
-        let shared = link.shared_bytes_per_s.unwrap_or(f64::INFINITY) / most;
+        let shared = link.shared_bytes_per_s.unwrap_or(f64::INFINITY) / f64::from(speakers);
         let rate_bytes_per_s = share(a).min(share(b)).min(shared) * (1.0 - link.loss);
         Some(Path { rate_bytes_per_s, latency_s: link.latency_s })
     }
@@ -284,11 +294,11 @@ impl<'a> Space<'a> {
         let rows = u64::from(self.micro_batch) * u64::from(model.sequence);
         let activation = coded_bytes(Codec::None, model.precision, rows, model.hidden);
         able.map(|size| {
-            let rate = achieved_flops_per_s(&fabric.gpu, model.precision) * f64::from(size);
-            let layer: f64 = PASSES.iter().map(|&p| compute::layer_flops(model, self.micro_batch, p)).sum();
-            let head = PASSES.len() as f64 * compute::head_flops(model, self.micro_batch);
+            let (gpu, b) = (&fabric.gpu, self.micro_batch);
+            let layer_s: f64 = PASSES.iter().map(|&p| compute::layer_s(model, gpu, b, size, p)).sum();
+            let head_s = PASSES.iter().map(|&p| compute::head_s(model, gpu, b, size, p)).sum();
             let reductions_s = tensor::layer_s(size, activation, model.recompute, bus);
-            Team { size, layer_s: layer / rate + reductions_s, head_s: head / rate }
+            Team { size, layer_s: layer_s + reductions_s, head_s }
         })
         .collect()
     }

@@ -81,7 +81,7 @@ impl<'a> Modelled<'a> {
         let (layers, group) = (stage.layers[0]..stage.layers[1], stage.ranks.len() as u32);
         let (model, micro_batch) = (&self.plan.model, self.plan.micro_batch);
         let reduced = f64::from(layers.end - layers.start) * self.tensor_layer_s(fabric, group, pass);
-        pass_s(model, &fabric.gpu, layers, micro_batch, pass) / f64::from(group) + reduced
+        pass_s(model, &fabric.gpu, layers, micro_batch, group, pass) + reduced
     }
 
     fn tensor_layer_s(&self, fabric: &Fabric, group: u32, pass: Pass) -> f64 {
@@ -143,6 +143,6 @@ impl Costs for Modelled<'_> {
         let (layers, group) = (stage.layers[0]..stage.layers[1], stage.ranks.len() as u32);
         let exchange = self.keeps_states_for(seat.replica);
         let (model, micro_batch) = (&self.plan.model, self.plan.micro_batch);
-        memory::rank_bytes(model, layers, micro_batch, group, in_flight, exchange).ceil() as u64
+        memory::rank_bytes(model, layers, micro_batch, group, in_flight, exchange, 1).ceil() as u64
     }
 }
