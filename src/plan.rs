@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use narrows_planner::search::{EngineLimits, SearchOptions, search};
-use narrows_planner::{explain, inventory, model, plan, simulate, units};
+use narrows_planner::{explain, inventory, model, plan, schema, simulate, units};
 
 use crate::terminal::{BAD_INPUT, note, say};
 
@@ -15,11 +15,14 @@ use crate::terminal::{BAD_INPUT, note, say};
 #[derive(Debug, clap::Args)]
 pub struct Plan {
     /// Inventory: clusters, GPUs, NICs, links
-    #[arg(value_name = "CLUSTER.toml")]
-    cluster: PathBuf,
+    #[arg(value_name = "CLUSTER.toml", required_unless_present = "schema")]
+    cluster: Option<PathBuf>,
     /// Model and how it is trained
-    #[arg(value_name = "MODEL.toml")]
-    model: PathBuf,
+    #[arg(value_name = "MODEL.toml", required_unless_present = "schema")]
+    model: Option<PathBuf>,
+    /// Print the format of plan.json as a JSON Schema and plan nothing
+    #[arg(long, exclusive = true)]
+    schema: bool,
     /// Where to write the plan
     #[arg(short, long, value_name = "FILE", default_value = "plan.json")]
     output: PathBuf,
@@ -39,14 +42,18 @@ pub struct Plan {
 
 /// Plans.
 pub fn run(args: Plan) -> anyhow::Result<ExitCode> {
-    let cluster = inventory::read(&args.cluster)?;
-    let model = model::read(&args.model)?;
+    let (Some(cluster_path), Some(model_path)) = (&args.cluster, &args.model) else {
+        say(serde_json::to_string_pretty(&schema::plan())?);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let cluster = inventory::read(cluster_path)?;
+    let model = model::read(model_path)?;
     let options = SearchOptions { gap: args.gap, time_limit: args.time_limit, ..SearchOptions::default() };
     let limits = if args.native { EngineLimits::NATIVE } else { EngineLimits::ANY };
     let found = match search(&cluster, &model, &limits, &options) {
         Ok(found) => found,
         Err(error) => {
-            note(format_args!("error: {}: no plan: {error}", args.model.display()));
+            note(format_args!("error: {}: no plan: {error}", model_path.display()));
             return Ok(ExitCode::from(BAD_INPUT));
         }
     };

@@ -70,6 +70,11 @@ impl Fault {
         Fault { hint: Some(hint.into()), ..self }
     }
 
+    /// The same fault, told of the value at `at`.
+    pub fn of<S: Into<Step>>(self, at: impl IntoIterator<Item = S>) -> Self {
+        Fault { at: at.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// The same fault seen from outside: `outer` goes before its path.
     pub fn within<S: Into<Step>>(mut self, outer: impl IntoIterator<Item = S>) -> Self {
         self.at.splice(0..0, outer.into_iter().map(Into::into));

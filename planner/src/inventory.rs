@@ -3,6 +3,7 @@
 //! ```toml
 //! [[cluster]]
 //! name  = "ib"               # one fabric: everything inside reaches everything
+//! site  = "oslo"             # where it stands: a name for links to many clusters at once; may be left out
 //! nodes = 4                  # or [[cluster.host]] entries: name (else <cluster>-<index>), address
 //! gpus  = 8                  # per node
 //! gpu   = "A100-80G"         # built in (`gpus`), or a table: name, memory, bf16, fp16, fp32, efficiency, price
@@ -11,15 +12,18 @@
 //! ethernet = { rate = "25Gbit/s", latency = "50us" }                       # or just "25Gbit/s"
 //!
 //! [[link]]                   # between two clusters; absent = unreachable
-//! between = ["ib", "roce"]
+//! between = ["ib", "roce"]   # or sites: every cluster of the one with every cluster of the other
 //! rate    = "25Gbit/s"       # per node; `shared = "100Gbit/s"` caps the sum
 //! latency = "1ms"
 //! loss    = 0.0
+//! price   = "0.02USD/GB"     # of what crosses, either way
 //! ```
 //! Defaults: a `gpu` table with the name of a built-in GPU takes from it what it does not give; of another GPU,
 //! `bf16` and `fp16` stand for each other, both for want of any other figure are `fp32`, and `fp32` is a sixteenth of
 //! the 16-bit rate (as on A100 and H100). `efficiency` is 0.5, `count` 1, `loss` 0, the latency of InfiniBand and
 //! RoCE 5 us, of Ethernet 50 us: usual figures, to be measured by `calibrate`.
+//!
+//! A `[[link]]` between a site and itself joins every two of its clusters (`sites`). `shared` caps each pair by itself.
 //!
 //! Not here: paths between GPUs (`topology`).
 
@@ -27,9 +31,11 @@ mod check;
 mod file;
 mod gpus;
 mod intra;
+mod sites;
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::check;
@@ -50,7 +56,7 @@ pub fn read(path: &Path) -> Result<Cluster, InputError> {
 }
 
 /// The resolved inventory: every default filled in, every quantity in SI units.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// The clusters; inside one everything reaches everything.
@@ -61,7 +67,7 @@ pub struct Cluster {
 }
 
 /// One `[[cluster]]`: like hosts on one fabric.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fabric {
     /// Unique name.
@@ -81,7 +87,7 @@ pub struct Fabric {
 }
 
 /// A machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
     /// Unique over the inventory; `<cluster>-<index>` unless named.
@@ -92,7 +98,7 @@ pub struct Host {
 }
 
 /// A kind of GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
     /// Product or made-up name.
@@ -113,7 +119,7 @@ pub struct Gpu {
 }
 
 /// Rate and latency of a direct connection.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hop {
     /// Each direction.
@@ -123,7 +129,7 @@ pub struct Hop {
 }
 
 /// The NICs of a host of one class.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nic {
     /// Which network it speaks.
@@ -137,7 +143,7 @@ pub struct Nic {
 }
 
 /// Kinds of network; unlike RDMA kinds cannot talk to each other except over Ethernet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NicClass {
     /// InfiniBand verbs.
@@ -149,7 +155,7 @@ pub enum NicClass {
 }
 
 /// What joins two clusters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     /// The two clusters' names.
@@ -164,6 +170,9 @@ pub struct Link {
     /// Share of packets lost, in [0, 1).
     #[serde(default)]
     pub loss: f64,
+    /// Price of a byte that crosses, either way, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_usd_per_byte: Option<f64>,
 }
 
 impl Cluster {

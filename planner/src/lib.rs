@@ -10,6 +10,7 @@ pub mod model;
 pub mod plan;
 pub mod profile;
 pub mod schedule;
+pub mod schema;
 pub mod search;
 pub mod simulate;
 pub mod topology;

@@ -15,12 +15,14 @@ mod write;
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::input::{Document, InputError};
 use crate::inventory::{Cluster, NicClass};
 use crate::model::{Model, Recompute};
 
+pub(crate) use file::PlanFile;
 pub use write::{WriteError, write};
 
 /// The version of the plan's format that this program writes and reads.
@@ -63,7 +65,7 @@ pub struct Plan {
 }
 
 /// A pipeline schedule by name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleSpec {
     /// Which schedule.
@@ -73,7 +75,7 @@ pub struct ScheduleSpec {
 }
 
 /// The pipeline schedules known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ScheduleKind {
     /// All forwards, then all backwards.
     #[serde(rename = "gpipe")]
@@ -84,7 +86,7 @@ pub enum ScheduleKind {
 }
 
 /// One copy of the model: a pipeline of stages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Replica {
     /// Microbatches per optimiser step.
@@ -113,7 +115,7 @@ impl Replica {
 }
 
 /// A contiguous run of layers on a tensor-parallel group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Half-open range of layers.
@@ -123,7 +125,7 @@ pub struct Stage {
 }
 
 /// Where a rank runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Placement {
     /// Global rank; ranks are `0..world_size`, each once.
@@ -137,7 +139,7 @@ pub struct Placement {
 }
 
 /// What crosses from one stage to the next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Boundary {
     /// How activations and their gradients are coded.
@@ -147,7 +149,7 @@ pub struct Boundary {
 }
 
 /// Coding of a boundary's activations and gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Codec {
     /// f32 as they are.
@@ -164,7 +166,7 @@ pub enum Codec {
 }
 
 /// What moves a boundary's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// Shared memory inside a host.
@@ -181,7 +183,7 @@ pub enum Transport {
 ///
 /// Exchanges may nest: a dense one joins its replicas into an island, and one over all replicas then has the islands as
 /// its members, each speaking with one pseudo-gradient.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "file::ExchangeFile")]
 pub struct Exchange {
     /// Indices into [`Plan::replicas`].
@@ -198,7 +200,7 @@ pub struct Exchange {
 }
 
 /// What replicas exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ExchangeKind {
     /// All-reduce of gradients, every step.
@@ -213,7 +215,8 @@ pub enum ExchangeKind {
 }
 
 /// What `simulate` says of a plan.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Predicted {
     /// Seconds per optimiser step, exchange amortised.
     pub iteration_s: f64,
@@ -226,7 +229,8 @@ pub struct Predicted {
 }
 
 /// How a plan was found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Solver {
     /// `optimal`, `gap` or `time_limit`.
     pub status: String,

@@ -21,6 +21,7 @@
 
 pub mod evaluate;
 
+mod blocks;
 mod column;
 mod fit;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod market;
 mod master;
 mod place;
 mod pool;
+mod relax;
 mod solve;
 mod space;
 mod sync;
@@ -42,6 +44,7 @@ use crate::inventory::Cluster;
 use crate::model::{BoundaryChoice, ExchangeChoice, Model, Recompute};
 use crate::plan::{Plan, Solver, Transport};
 
+use self::blocks::Blocks;
 use self::evaluate::evaluate_in;
 use self::market::Tables;
 use self::pool::Pool;
@@ -247,22 +250,40 @@ pub fn search_within(
         let modes = std::mem::replace(&mut spaces, rest);
         let owners = most_owners(&modes[0], scope);
         let tables: Vec<Tables> = modes.iter().map(|space| Tables::new(space, owners)).collect();
-        let pool = Pool::new(&modes, scope, Tables::count(&modes[0], owners));
+        let mut pool = Pool::new(&modes, scope, Tables::count(&modes[0], owners));
         complete &= pool.complete;
-        let mut solve = Solve {
-            modes: &modes,
-            tables: &tables,
-            scope,
-            gap: options.gap.max(1e-7),
-            deadline,
-            best: None,
-            best_s: best.as_ref().map_or(f64::INFINITY, |b| b.1),
-            bound_s: f64::INFINITY,
-        };
+        let gap = options.gap.max(1e-7);
+        let mut best_s = best.as_ref().map_or(f64::INFINITY, |b| b.1);
         let floor_s = modes.iter().map(|s| rate_floor_s(s, &scope.clusters)).fold(f64::INFINITY, f64::min);
-        solve.run(&pool, floor_s)?;
-        bound_s = bound_s.min(if pool.complete { solve.bound_s } else { floor_s });
-        if let Some(candidate) = solve.best {
+        let mut found = None;
+        let loose = modes[0].outer_kinds().len() > 0
+            && (!limits.nested || scope.clusters.iter().any(|&g| modes[0].may_drift(std::iter::once(g))));
+        if !pool.complete {
+            let (best, bound) = (None, f64::INFINITY);
+            let mut blocks = Blocks {
+                modes: &modes,
+                tables: &tables,
+                scope,
+                gap,
+                deadline,
+                pool: &mut pool,
+                best,
+                best_s,
+                bound_s: bound,
+            };
+            blocks.run(floor_s)?;
+            bound_s = bound_s.min(blocks.bound_s);
+            (found, best_s) = (blocks.best, blocks.best_s);
+        }
+        if pool.complete || loose {
+            let (tables, bound) = (&tables, f64::INFINITY);
+            let mut solve =
+                Solve { modes: &modes, tables, scope, gap, deadline, best: None, best_s, bound_s: bound };
+            solve.run(&pool, floor_s)?;
+            bound_s = bound_s.min(if pool.complete { solve.bound_s } else { floor_s });
+            found = solve.best.or(found);
+        }
+        if let Some(candidate) = found {
             let plan = place::place(&modes, &candidate);
             let of: Vec<&Space> = candidate.members.iter().map(|m| &modes[m.mode]).collect();
             let cost = evaluate_in(&of, &plan).expect("the search keeps to the inventory");

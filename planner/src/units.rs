@@ -7,7 +7,7 @@
 //!   size      B                 the same prefixes: 80GB is 80e9 bytes, 80GiB is 80 * 2^30
 //!   time      s ms us µs ns min h
 //!   compute   FLOP/s            k M G T P E
-//!   price     USD/h
+//!   price     USD/h; of traffic USD/B with the prefixes of sizes
 //! ```
 //! Units are spelled in one way only: `Gb/s` could be bits or bytes, so it is refused, not guessed. Inside the
 //! program every quantity is SI (bytes, bytes per second, seconds, FLOP per second).
@@ -30,6 +30,8 @@ pub type Time = Quantity<TimeUnit>;
 pub type Compute = Quantity<ComputeUnit>;
 /// US dollars per hour.
 pub type Price = Quantity<PriceUnit>;
+/// US dollars per byte.
+pub type TrafficPrice = Quantity<TrafficPriceUnit>;
 
 /// A finite number, not negative, in the SI unit of its kind `U`; read from text with [`FromStr`] or serde.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -39,7 +41,7 @@ pub struct Quantity<U> {
 }
 
 impl<U> Quantity<U> {
-    /// The value in the SI unit of its kind: bytes/s, bytes, seconds, FLOP/s; dollars per hour for a price.
+    /// The value in the SI unit of its kind: bytes/s, bytes, seconds, FLOP/s; dollars per hour or per byte for a price.
     pub fn si(self) -> f64 {
         self.si
     }
@@ -107,6 +109,12 @@ kinds! {
     ];
     /// Of [`Price`].
     PriceUnit = "a price", "2.10USD/h", &[("USD/h", 1.0)];
+    /// Of [`TrafficPrice`].
+    TrafficPriceUnit = "a price of traffic", "0.02USD/GB", &[
+        ("USD/B", 1.0), ("USD/kB", 1e-3), ("USD/MB", 1e-6), ("USD/GB", 1e-9), ("USD/TB", 1e-12),
+        ("USD/KiB", 1.0 / KI), ("USD/MiB", 1.0 / (KI * KI)), ("USD/GiB", 1.0 / (KI * KI * KI)),
+        ("USD/TiB", 1.0 / (KI * KI * KI * KI)),
+    ];
 }
 
 /// A text that is no quantity of the kind wanted.

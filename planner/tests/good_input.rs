@@ -1,9 +1,10 @@
 //! Files that are right: those under `configs/`, what defaults fill in, and plans that come back as they were written.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use narrows_planner::inventory::{self, Cluster, NicClass};
+use narrows_planner::inventory::{self, Cluster, Fabric, NicClass};
 use narrows_planner::model::{self, ModelKind, Precision, Recompute};
 use narrows_planner::plan::{self, Codec, ExchangeKind, Plan};
 
@@ -74,7 +75,8 @@ fn every_file_under_configs_can_be_read() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
     let files = |folder: &str| {
         let entries = fs::read_dir(configs.join(folder)).expect("a folder of configs");
-        entries.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect::<Vec<_>>()
     };
     let (clusters, models) = (files("clusters"), files("models"));
     assert!(clusters.len() >= 10 && models.len() >= 3, "{clusters:?} {models:?}");
@@ -83,15 +85,57 @@ fn every_file_under_configs_can_be_read() {
     assert_eq!(bad_clusters.chain(bad_models).map(|e| e.to_string()).collect::<Vec<_>>(), [""; 0]);
 }
 
+/// GPUs, clusters and links of the inventories that are named by them.
 #[test]
-fn holmes_models_have_the_sizes_they_are_named_by() {
+fn inventories_have_the_sizes_they_are_named_by() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/clusters");
+    let sizes = |file: &str| {
+        let cluster = inventory::read(&configs.join(file)).unwrap_or_else(|e| panic!("{e}"));
+        let gpus: usize = cluster.clusters.iter().map(|f| f.hosts.len() * f.gpus as usize).sum();
+        let class =
+            |f: &Fabric| (f.gpu.name.clone(), f.nic.class, f.nic.rate_bytes_per_s as u64, f.nic.count);
+        let classes: HashSet<_> = cluster.clusters.iter().map(class).collect();
+        (gpus, classes.len(), cluster.links.len())
+    };
+    assert_eq!(sizes("four-sites-10240.toml"), (10_240, 16, 16 * 15 / 2));
+    assert_eq!(sizes("two-sites-1024.toml"), (1_024, 8, 8 * 7 / 2));
+    assert_eq!(sizes("one-site-64.toml"), (64, 4, 6));
+    assert_eq!(sizes("swarm-200.toml"), (200, 8, 8 * 7 / 2));
+    for environment in ["ib", "roce", "ethernet", "hybrid"] {
+        for nodes in [2, 4, 8, 12] {
+            assert_eq!(sizes(&format!("holmes-{environment}-{nodes}.toml")).0, nodes * 8);
+        }
+    }
+}
+
+#[test]
+fn a_link_between_sites_joins_their_clusters_in_pairs() {
+    let (_folder, path) = folder();
+    let text = CLUSTER
+        .replace("name = \"slow\"", "name = \"slow\"\nsite = \"here\"")
+        .replace("name = \"toy\"", "name = \"toy\"\nsite = \"here\"")
+        .replace("[\"toy\", \"slow\"]", "[\"here\", \"here\"]\nprice = \"0.02USD/GB\"");
+    let far = "\n[[cluster]]\nname = \"far\"\nnodes = 1\ngpus = 1\ngpu = \"T4\"\nintra = \"pcie3\"\nnic = { class = \"ethernet\", rate = \"1Gbit/s\" }\n\n[[link]]\nbetween = [\"far\", \"here\"]\nrate = \"1Gbit/s\"\nlatency = \"9ms\"\n";
+    fs::write(path.join("cluster.toml"), text + far).expect("a file");
+    let cluster = inventory::read(&path.join("cluster.toml")).unwrap_or_else(|e| panic!("{e}"));
+    let joined: Vec<_> =
+        cluster.links.iter().map(|l| (l.between[0].as_str(), l.between[1].as_str())).collect();
+    assert_eq!(joined, [("slow", "toy"), ("far", "slow"), ("far", "toy")]);
+    assert_eq!(cluster.links[0].price_usd_per_byte, Some(0.02 * 1e-9));
+    assert_eq!((cluster.links[1].latency_s, cluster.links[1].price_usd_per_byte), (9.0 * 1e-3, None));
+}
+
+#[test]
+fn models_have_the_sizes_they_are_named_by() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
-    for (file, billions) in [("gpt-3.6b", 3.6), ("gpt-7.5b", 7.5), ("gpt-39b", 39.1)] {
+    for (file, billions) in [("gpt-3.6b", 3.6), ("gpt-7.5b", 7.5), ("gpt-39b", 39.1), ("gpt-175b", 174.6)] {
         let model = model::read(&configs.join(format!("{file}.toml"))).unwrap_or_else(|e| panic!("{e}"));
         // The formula of their papers counts a tied head, ours an untied one.
         let tied = model.parameters() - u64::from(model.vocab) * u64::from(model.hidden);
         assert!((tied as f64 / 1e9 - billions).abs() < 0.05, "{file}: {tied}");
     }
+    let llama = model::read(&configs.join("llama-3-70b.toml")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(llama.parameters(), 70_553_706_496);
 }
 
 #[test]

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use narrows_planner::input::InputError;
 use narrows_planner::{inventory, model, plan};
 use proptest::prelude::*;
 
-/// Reads the bytes as each of the three files, and shows what is wrong.
+/// Reads the bytes as each kind of file, and shows what is wrong.
 fn read_as_anything(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("any");
@@ -18,7 +19,7 @@ fn read_as_anything(bytes: &[u8]) {
         assert_eq!(plan::read(&path).as_ref(), Ok(plan));
         return;
     }
-    let errors = [inventory::read(&path).err(), model::read(&path).err(), plan.err()];
+    let errors = [inventory::read(&path).err(), model::read(&path).err(), published(&path).err(), plan.err()];
     for error in errors.into_iter().flatten() {
         assert!(error.to_string().starts_with("error: "));
         assert!(!error.coloured().is_empty());
@@ -26,8 +27,17 @@ fn read_as_anything(bytes: &[u8]) {
     }
 }
 
-/// A plan with everything inside, as the planner writes it, and the two files beside it.
-fn good_files() -> [Vec<u8>; 3] {
+/// The model whose published configuration the file is.
+fn published(config: &Path) -> Result<model::Model, InputError> {
+    let path = config.with_extension("toml");
+    let text = "model = { huggingface = \"any\", sequence = 64 }\ntrain = { global_batch = 8 }\n";
+    fs::write(&path, text).expect("a file");
+    model::read(&path)
+}
+
+/// A plan with everything inside, as the planner writes it, the two files beside it, an inventory with
+/// sites and a published configuration.
+fn good_files() -> [Vec<u8>; 5] {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
     let (cluster, model) =
         (configs.join("clusters/holmes-hybrid-4.toml"), configs.join("models/gpt-3.6b.toml"));
@@ -43,7 +53,9 @@ fn good_files() -> [Vec<u8>; 3] {
     );
     fs::write(&path, text).expect("a file");
     plan::write(&plan::read(&path).unwrap_or_else(|e| panic!("{e}")), &path).expect("written");
-    [&path, &cluster, &model].map(|path| fs::read(path).expect("a file"))
+    let (sites, config) =
+        (configs.join("clusters/mixed-priced.toml"), configs.join("models/llama-3-70b.json"));
+    [&path, &cluster, &model, &sites, &config].map(|path| fs::read(path).expect("a file"))
 }
 
 /// A change of a few bytes: where, how many go, what comes.
@@ -91,8 +103,8 @@ proptest! {
     }
 
     #[test]
-    fn a_good_file_with_some_bytes_changed_is_read_without_a_panic(which in 0..3usize, edits in edits()) {
-        thread_local!(static GOOD: [Vec<u8>; 3] = good_files());
+    fn a_good_file_with_some_bytes_changed_is_read_without_a_panic(which in 0..5usize, edits in edits()) {
+        thread_local!(static GOOD: [Vec<u8>; 5] = good_files());
         let mut bytes = GOOD.with(|good| good[which].clone());
         for (at, gone, new) in edits {
             let at = at.index(bytes.len() + 1);
@@ -103,8 +115,8 @@ proptest! {
     }
 
     #[test]
-    fn a_good_file_cut_off_anywhere_is_an_error_or_whole(which in 0..3usize, at in any::<prop::sample::Index>()) {
-        thread_local!(static GOOD: [Vec<u8>; 3] = good_files());
+    fn a_good_file_cut_off_anywhere_is_an_error_or_whole(which in 0..5usize, at in any::<prop::sample::Index>()) {
+        thread_local!(static GOOD: [Vec<u8>; 5] = good_files());
         let bytes = GOOD.with(|good| good[which].clone());
         read_as_anything(&bytes[..at.index(bytes.len() + 1)]);
     }

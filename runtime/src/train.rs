@@ -174,6 +174,9 @@ pub fn refuse_what_cannot_run(plan: &Plan) -> Result<(), TrainError> {
     if model.kind != ModelKind::Gpt {
         return refuse("the native engine trains kind = \"gpt\" only".into());
     }
+    if !model.is_plain_gpt() {
+        return refuse("the native engine's layers are GPT-2's with an untied head: leave the rest of [model] out".into());
+    }
     if model.precision != Precision::Fp32 {
         return refuse("the native engine computes in fp32: set [train] precision = \"fp32\"".into());
     }

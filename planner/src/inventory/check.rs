@@ -11,18 +11,25 @@ const GPUS_MAX: u32 = 1024;
 
 /// Names unique and usable, counts and rates above zero, shares within their bounds, links between clusters that exist.
 pub(crate) fn check(cluster: &Cluster) -> Result<(), Fault> {
-    if cluster.clusters.is_empty() {
+    check_fabrics(&cluster.clusters)?;
+    for (i, link) in cluster.links.iter().enumerate() {
+        check_link(link, &cluster.links[..i], &cluster.clusters)
+            .map_err(|fault| fault.within(way!["link", i]))?;
+    }
+    Ok(())
+}
+
+/// All but the links.
+pub(super) fn check_fabrics(clusters: &[Fabric]) -> Result<(), Fault> {
+    if clusters.is_empty() {
         return Err(Fault::at(way!["cluster"], "the inventory has no cluster"));
     }
     let (mut fabrics, mut hosts) = (HashSet::new(), HashSet::new());
-    for (i, fabric) in cluster.clusters.iter().enumerate() {
+    for (i, fabric) in clusters.iter().enumerate() {
         let inside = |fault: Fault| fault.within(way!["cluster", i]);
         named(&fabric.name, "cluster", &mut fabrics).map_err(inside)?;
         check_hosts(fabric, &mut hosts).map_err(inside)?;
         check_fabric(fabric).map_err(inside)?;
-    }
-    for (i, link) in cluster.links.iter().enumerate() {
-        check_link(link, &cluster.links[..i], cluster).map_err(|fault| fault.within(way!["link", i]))?;
     }
     Ok(())
 }
@@ -116,12 +123,12 @@ fn check_nic(nic: &Nic) -> Result<(), Fault> {
     not_below_zero("latency", nic.latency_s)
 }
 
-fn check_link(link: &Link, before: &[Link], cluster: &Cluster) -> Result<(), Fault> {
-    let names: Vec<&str> = cluster.clusters.iter().map(|fabric| fabric.name.as_str()).collect();
+/// `before` are the links that came before it.
+pub(super) fn check_link(link: &Link, before: &[Link], clusters: &[Fabric]) -> Result<(), Fault> {
+    let names: Vec<&str> = clusters.iter().map(|fabric| fabric.name.as_str()).collect();
     for (end, name) in link.between.iter().enumerate() {
         if !names.contains(&name.as_str()) {
-            let what = format!("the link joins `{name}`, but no cluster has that name");
-            return Err(Fault::at(way!["between", end], what).hint(did_you_mean(name, &names)));
+            return Err(unknown_end(end, name, &names));
         }
     }
     let [a, b] = &link.between;
@@ -135,11 +142,17 @@ fn check_link(link: &Link, before: &[Link], cluster: &Cluster) -> Result<(), Fau
     above_zero("rate", link.rate_bytes_per_s)?;
     link.shared_bytes_per_s.map_or(Ok(()), |rate| above_zero("shared", rate))?;
     not_below_zero("latency", link.latency_s)?;
+    link.price_usd_per_byte.map_or(Ok(()), |price| not_below_zero("price", price))?;
     if !(0.0..1.0).contains(&link.loss) {
         let what = format!("the loss is {}, expected at least 0 and below 1", link.loss);
         return Err(Fault::at(way!["loss"], what).hint("it is the share of packets lost: 1% is 0.01"));
     }
     Ok(())
+}
+
+pub(super) fn unknown_end(end: usize, name: &str, known: &[&str]) -> Fault {
+    let what = format!("the link joins `{name}`, but no cluster has that name");
+    Fault::at(way!["between", end], what).hint(did_you_mean(name, known))
 }
 
 fn above_zero(key: &str, value: f64) -> Result<(), Fault> {

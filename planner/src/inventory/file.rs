@@ -1,12 +1,15 @@
-//! `cluster.toml` as written: its keys are these fields. [`InventoryFile::resolve`] fills in defaults and built-ins.
+//! `cluster.toml` as written: its keys are these fields. [`InventoryFile::resolve`] fills in defaults and built-ins, and
+//! checks each link where it still knows which `[[link]]` of the file it came from.
 //!
-//! Not here: whether the figures make sense (`check`), which must hold for a plan's inline inventory as well.
+//! Not here: what the figures must hold (`check`), which is asked of a plan's inline inventory as well.
 
 use serde::Deserialize;
 
+use super::check::{check_fabrics, check_link};
+use super::sites::Sites;
 use super::{Cluster, Fabric, Gpu, Hop, Host, Link, Nic, NicClass, gpus, intra};
 use crate::input::{Fault, NameOr, did_you_mean, way};
-use crate::units::{Compute, Price, Rate, Size, Time, UnitError};
+use crate::units::{Compute, Price, Rate, Size, Time, TrafficPrice, UnitError};
 
 /// More hosts in one cluster are a slip of the pen.
 pub(super) const HOSTS_MAX: u32 = 65_536;
@@ -28,6 +31,7 @@ pub(super) struct InventoryFile {
 #[serde(deny_unknown_fields)]
 struct FabricFile {
     name: String,
+    site: Option<String>,
     nodes: Option<u32>,
     host: Option<Vec<HostFile>>,
     gpus: u32,
@@ -88,6 +92,7 @@ struct LinkFile {
     latency: Time,
     #[serde(default)]
     loss: f64,
+    price: Option<TrafficPrice>,
 }
 
 impl InventoryFile {
@@ -95,8 +100,20 @@ impl InventoryFile {
     pub(super) fn resolve(self) -> Result<Cluster, Fault> {
         let resolve =
             |(i, fabric): (usize, FabricFile)| fabric.resolve().map_err(|f| f.within(way!["cluster", i]));
-        let clusters = self.cluster.into_iter().enumerate().map(resolve).collect::<Result<_, _>>()?;
-        Ok(Cluster { clusters, links: self.link.into_iter().map(LinkFile::resolve).collect() })
+        let named: Vec<_> = self.cluster.iter().map(|f| (f.name.as_str(), f.site.as_deref())).collect();
+        let sites = Sites::new(&named)?;
+        let clusters: Vec<Fabric> =
+            self.cluster.into_iter().enumerate().map(resolve).collect::<Result<_, _>>()?;
+        check_fabrics(&clusters)?;
+        let mut links = Vec::new();
+        for (i, file) in self.link.iter().enumerate() {
+            let inside = |fault: Fault| fault.within(way!["link", i]);
+            for link in sites.pairs(&file.between).map_err(inside)?.into_iter().map(|pair| file.join(pair)) {
+                check_link(&link, &links, &clusters).map_err(inside)?;
+                links.push(link);
+            }
+        }
+        Ok(Cluster { clusters, links })
     }
 }
 
@@ -207,13 +224,15 @@ fn ethernet(file: NameOr<EthernetFile>) -> Result<Hop, Fault> {
 }
 
 impl LinkFile {
-    fn resolve(self) -> Link {
+    /// The link between two clusters.
+    fn join(&self, between: [String; 2]) -> Link {
         Link {
-            between: self.between,
+            between,
             rate_bytes_per_s: self.rate.si(),
             shared_bytes_per_s: self.shared.map(Rate::si),
             latency_s: self.latency.si(),
             loss: self.loss,
+            price_usd_per_byte: self.price.map(TrafficPrice::si),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Not here: whether the plan holds together (`check`).
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Exchange, ExchangeKind, Plan, Predicted, Replica, ScheduleSpec, Solver, VERSION};
@@ -15,18 +16,30 @@ struct VersionFile {
     version: u32,
 }
 
-#[derive(Debug, Deserialize)]
+/// A plan of narrows: which ranks hold which layers, what crosses between them and how. Every quantity is in SI units.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct PlanFile {
+#[schemars(title = "plan.json")]
+pub(crate) struct PlanFile {
+    /// Format version.
+    #[schemars(extend("const" = VERSION))]
     version: u32,
+    /// The inventory that the plan was made for, or the path of its TOML file, relative to the plan.
     cluster: NameOr<Cluster>,
+    /// The model and how it is trained, or the path of its TOML file, relative to the plan.
     model: NameOr<Model>,
+    /// Sequences per microbatch, where a replica does not say otherwise.
     micro_batch: u32,
+    /// The pipeline schedule that every replica runs.
     schedule: ScheduleSpec,
+    /// The replicas; they need not look alike.
     replicas: Vec<Replica>,
+    /// How replicas are kept equal; empty with one replica.
     #[serde(default)]
     exchange: Vec<Exchange>,
+    /// What `narrows simulate` gives for this plan.
     predicted: Option<Predicted>,
+    /// How the plan was found and how near to optimal it is.
     solver: Option<Solver>,
 }
 
@@ -69,23 +82,43 @@ fn model(given: NameOr<Model>, document: &Document) -> Result<Model, InputError>
     Ok(model)
 }
 
-/// One entry of `exchange`; serde cannot both flatten an enum and refuse unknown keys, so it is flat here.
-#[derive(Debug, Deserialize)]
+// serde cannot both flatten an enum and refuse unknown keys, so it is flat here.
+/// How a set of replicas is kept equal.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Exchange", extend("allOf" = [
+    {
+        "if": { "properties": { "kind": { "const": "sparse" } } },
+        "then": { "properties": { "top_k": { "type": "integer" } }, "required": ["top_k"] },
+        "else": { "properties": { "top_k": { "type": "null" } } }
+    },
+    {
+        "if": { "properties": { "zero1": { "const": true } }, "required": ["zero1"] },
+        "then": { "properties": { "kind": { "const": "dense" } } }
+    }
+]))]
 pub(super) struct ExchangeFile {
+    /// Indices into the plan's replicas.
     replicas: Vec<u32>,
+    /// What is exchanged.
     kind: KindFile,
+    /// Of a sparse exchange: values kept of every chunk of 4096.
     top_k: Option<u32>,
+    /// Every how many optimiser steps.
     every: u32,
+    /// Of a dense exchange: the optimiser's states are sharded over the owners of each parameter (ZeRO stage 1).
     #[serde(default)]
     zero1: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum KindFile {
+    /// All-reduce of gradients, every step.
     Dense,
+    /// Dense pseudo-gradients by fragments (Streaming DiLoCo).
     Streaming,
+    /// Error-feedback top-k pseudo-gradients (SparseLoCo).
     Sparse,
 }
 

@@ -165,11 +165,6 @@ impl Outline {
         microbatches(step_s - sync_s, self.least_fill_s(), self.floor_s)
     }
 
-    /// Seconds of `microbatches` at least, whatever the split.
-    pub fn at_least_s(&self, microbatches: u32) -> f64 {
-        pipeline_s(microbatches, self.least_fill_s(), self.floor_s)
-    }
-
     /// Can its stages hold its layers, with so many microbatches in the pipeline?
     pub fn holds(&self, memory: &Memory, microbatches: u32) -> bool {
         let caps = memory.caps(self, microbatches);
@@ -192,9 +187,7 @@ impl Outline {
     ) -> Option<Work> {
         let least_sync_s = self.sync_floor_s(space, sync);
         let count = self.stages();
-        let full = || fastest(self, &memory.caps(self, u32::MAX)).map(|s| self.split(s, u32::MAX));
-        let full = self.splits[table].get_or_init(full);
-        let mut best = full.as_ref().and_then(|split| {
+        let mut best = self.fullest(memory, table).and_then(|split| {
             let caps = || memory.caps(self, u32::MAX);
             self.falling_sync(space, sync, step_s, least_sync_s, split.clone(), caps)
         });
@@ -215,6 +208,12 @@ impl Outline {
             }
         }
         best.filter(|b| b.microbatches > 0)
+    }
+
+    /// The fastest split with the pipeline full.
+    pub fn fullest(&self, memory: &Memory, table: usize) -> Option<&Split> {
+        let split = || fastest(self, &memory.caps(self, u32::MAX)).map(|s| self.split(s, u32::MAX));
+        self.splits[table].get_or_init(split).as_ref()
     }
 
     /// The best of splits whose longest synchronisation falls from that of `split` on.

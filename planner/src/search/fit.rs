@@ -69,7 +69,14 @@ fn linked(cluster: &Cluster, (a, b): (usize, usize)) -> Option<(Cluster, [String
     }
     let mut joined = cluster.clone();
     let (rate_bytes_per_s, latency_s, loss) = (1e9, 0.0, 0.0);
-    let link = Link { between: between.clone(), rate_bytes_per_s, shared_bytes_per_s: None, latency_s, loss };
+    let link = Link {
+        between: between.clone(),
+        rate_bytes_per_s,
+        shared_bytes_per_s: None,
+        latency_s,
+        loss,
+        price_usd_per_byte: None,
+    };
     joined.links.push(link);
     Some((joined, between))
 }

@@ -31,7 +31,14 @@ pub fn gpu(flops_per_s: f64, memory_bytes: u64) -> Gpu {
 
 /// A link that loses nothing.
 pub fn link(a: &str, b: &str, rate_bytes_per_s: f64, latency_s: f64) -> Link {
-    Link { between: [a.into(), b.into()], rate_bytes_per_s, shared_bytes_per_s: None, latency_s, loss: 0.0 }
+    Link {
+        between: [a.into(), b.into()],
+        rate_bytes_per_s,
+        shared_bytes_per_s: None,
+        latency_s,
+        loss: 0.0,
+        price_usd_per_byte: None,
+    }
 }
 
 /// One cluster alone.
@@ -46,6 +53,13 @@ pub fn gpt(layers: u32, hidden: u32) -> Model {
         layers,
         hidden,
         heads: 4,
+        kv_heads: None,
+        head_dim: None,
+        mlp_width: None,
+        tied_embeddings: false,
+        biases: None,
+        qk_norm: false,
+        positions: None,
         vocab: 256,
         sequence: 128,
         global_batch: 16,

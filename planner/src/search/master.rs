@@ -157,6 +157,86 @@ pub(crate) fn choose(
     }
 }
 
+/// Replicas to pack into an island: GPUs by group, and sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Item {
+    pub devices: Vec<u32>,
+    pub sequences: u64,
+}
+
+/// The most sequences of `replicas` (fewest and most) items in a supply of GPUs, and how many of each item.
+///
+/// ```text
+///   max sum_k s_k n_k      sum_k u_kg n_k <= N_g      lo <= sum_k n_k <= hi
+/// ```
+pub(crate) fn pack(
+    items: &[Item],
+    supply: &[u32],
+    (fewest, most): (u32, u32),
+    gap: f64,
+) -> Result<Option<(f64, Vec<u32>)>, SearchError> {
+    if items.is_empty() {
+        return Ok(None);
+    }
+    let mut variables = ProblemVariables::new();
+    let count = |item: &Item| {
+        let fit = item.devices.iter().zip(supply).filter(|(u, _)| **u > 0).map(|(u, n)| n / u);
+        variable().integer().min(0).max(fit.min().unwrap_or(0).min(most))
+    };
+    let counts: Vec<Variable> = items.iter().map(|item| variables.add(count(item))).collect();
+    let sum = |weight: &dyn Fn(&Item) -> f64| -> Expression {
+        counts.iter().zip(items).map(|(&n, item)| n * weight(item)).sum()
+    };
+    let mut model = variables.minimise(-sum(&|i| i.sequences as f64)).using(highs);
+    for (group, &supply) in supply.iter().enumerate() {
+        if items.iter().any(|i| i.devices[group] > 0) {
+            model = model.with(constraint!(sum(&|i| f64::from(i.devices[group])) <= supply));
+        }
+    }
+    let all = sum(&|_| 1.0);
+    model = model.with(constraint!(all.clone() <= most)).with(all.geq(f64::from(fewest)));
+    let mut model = configured(model.into_inner(), 10.0);
+    model.set_option("mip_rel_gap", gap);
+    let solved = model.solve();
+    match solved.status() {
+        HighsModelStatus::Optimal | HighsModelStatus::ReachedTimeLimit => {
+            let values = solved.get_solution().columns().iter().map(|n| n.round() as u32).collect();
+            Ok(Some((-solved.objective_value(), values)))
+        }
+        HighsModelStatus::Infeasible => Ok(None),
+        status => Err(failed("packing an island", status)),
+    }
+}
+
+/// Disjoint blocks of clusters of most value together, at least `fewest` of them.
+pub(crate) fn partition(
+    blocks: &[(Vec<usize>, f64)],
+    clusters: usize,
+    islands: (u32, u32),
+) -> Result<Option<(f64, Vec<usize>)>, SearchError> {
+    let mut variables = ProblemVariables::new();
+    let chosen: Vec<Variable> = blocks.iter().map(|_| variables.add(variable().binary())).collect();
+    let value: Expression = chosen.iter().zip(blocks).map(|(&y, b)| y * b.1).sum();
+    let mut model = variables.minimise(-value).using(highs);
+    for cluster in 0..clusters {
+        let within = chosen.iter().zip(blocks).filter(|(_, b)| b.0.contains(&cluster)).map(|(&y, _)| y);
+        let within: Expression = within.map(Expression::from).sum();
+        model = model.with(constraint!(within <= 1));
+    }
+    let all: Expression = chosen.iter().map(|&y| Expression::from(y)).sum();
+    model = model.with(constraint!(all.clone() <= islands.1)).with(all.geq(f64::from(islands.0)));
+    let solved = configured(model.into_inner(), 10.0).solve();
+    match solved.status() {
+        HighsModelStatus::Optimal => {
+            let values = solved.get_solution().columns().to_vec();
+            let taken = (0..blocks.len()).filter(|&i| values[i] > 0.5).collect();
+            Ok(Some((-solved.objective_value(), taken)))
+        }
+        HighsModelStatus::Infeasible => Ok(None),
+        status => Err(failed("dividing the clusters into islands", status)),
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Fractional,

@@ -21,6 +21,8 @@ pub(crate) struct Pool {
     pub fewest: Vec<Vec<u32>>,
     /// Every column of the scope is there.
     pub complete: bool,
+    /// How many memory tables a mode has.
+    tables: usize,
 }
 
 /// A pipeline under a microbatch size and a kind of recomputation.
@@ -45,31 +47,37 @@ impl Pool {
             count <= MOST_COLUMNS
         };
         let complete = orders.iter().all(|order| walk(&modes[0], order, &mut fits));
-        let mut pool = Self { columns: vec![], signatures: vec![], fewest: vec![], complete };
+        let mut pool = Self { columns: vec![], signatures: vec![], fewest: vec![], complete, tables };
         if complete {
             for order in &orders {
-                pool.add_all(modes, order, tables);
+                pool.add_all(modes, order);
             }
         } else {
             for &cluster in &scope.clusters {
-                pool.add_all(modes, &[cluster], tables);
+                pool.add_all(modes, &[cluster]);
             }
         }
         pool
     }
 
-    fn add_all(&mut self, modes: &[Space], order: &[usize], tables: usize) {
+    fn add_all(&mut self, modes: &[Space], order: &[usize]) {
         for (mode, space) in modes.iter().enumerate() {
             walk(space, order, &mut |runs, chunks| {
-                self.add(modes, mode, runs.to_vec(), chunks, tables);
+                self.add(modes, mode, runs.to_vec(), chunks);
                 true
             });
         }
     }
 
+    /// The column of several clusters with these runs, if it is there.
+    pub fn known(&self, mode: usize, runs: &[Run]) -> Option<usize> {
+        let same = |c: &Column| c.mode == mode && c.outline.chunks == 1 && c.outline.runs == runs;
+        self.columns.iter().rposition(same)
+    }
+
     /// Adds a column.
-    pub fn add(&mut self, modes: &[Space], mode: usize, runs: Vec<Run>, chunks: u32, tables: usize) {
-        let outline = Outline::new(&modes[mode], runs, chunks, tables);
+    pub fn add(&mut self, modes: &[Space], mode: usize, runs: Vec<Run>, chunks: u32) {
+        let outline = Outline::new(&modes[mode], runs, chunks, self.tables);
         let signature = outline.signature();
         let known = self.signatures.iter().rposition(|s| *s == signature);
         let signature = known.unwrap_or_else(|| {

@@ -70,7 +70,6 @@ struct Integers {
     /// Its step if there were as few islands as the part's fewest.
     taken_s: f64,
     islands: u32,
-    real_s: f64,
 }
 
 impl Solve<'_> {
@@ -99,7 +98,8 @@ impl Solve<'_> {
     fn scenarios(&self, pool: &Pool) -> Vec<Scenario> {
         let space = &self.modes[0];
         let all = &self.scope.clusters;
-        let mut scenarios = vec![Scenario { outer: None, clusters: all.clone(), islands: (1, 1) }];
+        let one = Scenario { outer: None, clusters: all.clone(), islands: (1, 1) };
+        let mut scenarios = if pool.complete { vec![one] } else { vec![] };
         let most = most_islands(space, pool, all).min(self.scope.max_replicas);
         for clusters in cliques(space, all) {
             let most = most.min(most_islands(space, pool, &clusters));
@@ -197,34 +197,12 @@ impl Solve<'_> {
         let Market { offers, deals, demand } = self.market(pool, part, step_s);
         let Verdict::Chosen(choice) = choose(&offers, &demand, None, self.deadline)? else { return Ok(None) };
         let members = members(pool, &offers, &deals, &choice, demand.sequences);
-        let taken_s = self.taken_s(&members);
-        let candidate = self.really(part, members);
+        let taken_s = taken_s(&self.modes[0], &members);
+        let candidate = really(self.modes, part.scenario.outer, members);
         let islands = islands(&candidate.members);
-        let found = Integers { taken_s, islands, real_s: candidate.step_s };
+        let found = Integers { taken_s, islands };
         self.record(candidate);
         Ok(Some(found))
-    }
-
-    /// The candidate with what it really pays for: as many islands, and owners, as there are.
-    fn really(&self, part: &Part, mut members: Vec<Member>) -> Candidate {
-        let islands = islands(&members);
-        let outer = part.scenario.outer.filter(|_| islands > 1);
-        let mut clusters: Vec<usize> =
-            members.iter().flat_map(|m| m.outline.runs.iter().map(|r| r.group)).collect();
-        clusters.sort_unstable();
-        clusters.dedup();
-        let real = Scenario { outer, clusters, islands: (islands, islands) };
-        let owners: Vec<u32> = members
-            .iter()
-            .map(|m| members.iter().filter(|o| o.island == m.island).count() as u32)
-            .collect();
-        for (member, owners) in members.iter_mut().zip(owners) {
-            let space = &self.modes[member.mode];
-            let sync = sync(space, &real, owners);
-            member.work.sync_s = member.outline.sync_s(space, &sync, &member.work.split);
-        }
-        let step_s = self.taken_s(&members);
-        Candidate { members, outer, step_s }
     }
 
     fn record(&mut self, candidate: Candidate) {
@@ -234,15 +212,39 @@ impl Solve<'_> {
         }
     }
 
-    fn taken_s(&self, members: &[Member]) -> f64 {
-        let slowest = members.iter().map(|m| m.work.step_s(m.microbatches)).fold(0.0, f64::max);
-        let pools = &self.modes[0].pools;
-        let pool = |p: usize| {
-            let bytes = members.iter().map(|m| f64::from(m.microbatches) * m.outline.traffic[p]);
-            bytes.sum::<f64>() / pools[p].rate_bytes_per_s
-        };
-        (0..pools.len()).map(pool).fold(slowest, f64::max)
+}
+
+/// The candidate with what it really pays for: as many islands, and owners, as there are.
+pub(crate) fn really(
+    modes: &[Space],
+    outer: Option<(ExchangeKind, u32)>,
+    mut members: Vec<Member>,
+) -> Candidate {
+    let islands = islands(&members);
+    let outer = outer.filter(|_| islands > 1);
+    let mut clusters: Vec<usize> =
+        members.iter().flat_map(|m| m.outline.runs.iter().map(|r| r.group)).collect();
+    clusters.sort_unstable();
+    clusters.dedup();
+    let real = Scenario { outer, clusters, islands: (islands, islands) };
+    let mut owners = vec![0; islands as usize];
+    members.iter().for_each(|m| owners[m.island] += 1);
+    for member in &mut members {
+        let space = &modes[member.mode];
+        let sync = sync(space, &real, owners[member.island]);
+        member.work.sync_s = member.outline.sync_s(space, &sync, &member.work.split);
     }
+    let step_s = taken_s(&modes[0], &members);
+    Candidate { members, outer, step_s }
+}
+
+fn taken_s(space: &Space, members: &[Member]) -> f64 {
+    let slowest = members.iter().map(|m| m.work.step_s(m.microbatches)).fold(0.0, f64::max);
+    let pool = |p: usize| {
+        let bytes = members.iter().map(|m| f64::from(m.microbatches) * m.outline.traffic[p]);
+        bytes.sum::<f64>() / space.pools[p].rate_bytes_per_s
+    };
+    (0..space.pools.len()).map(pool).fold(slowest, f64::max)
 }
 
 fn islands(members: &[Member]) -> u32 {

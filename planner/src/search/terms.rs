@@ -92,15 +92,20 @@ impl Memory {
         (0..count).zip(outline.stage_runs()).map(cap).collect()
     }
 
-    /// The most layers that any stage of a group may hold with one microbatch in flight.
-    pub fn most_layers_of(&self, group: usize) -> u32 {
-        let end = self.first_slot.get(group + 1).copied().unwrap_or(self.most_layers.len());
-        self.most_layers[self.first_slot[group]..end].iter().copied().max().unwrap_or(0)
+    /// The most layers of a stage that is not the first, or that is all of its pipeline's.
+    pub fn most_between(&self, group: usize, team: usize, is_last: bool, held: u32) -> u32 {
+        let held = held.min(self.most_in_flight);
+        let at = |position| self.most_layers[self.index(group, team, position, held)];
+        if is_last { at(Position::Last).max(at(Position::Only)) } else { at(Position::Middle).max(at(Position::First)) }
     }
 
     fn slot(&self, run: &Run, position: Position, held: u32) -> usize {
-        let row = run.team_index * 4 + position as usize;
-        self.first_slot[run.group] + row * self.most_in_flight as usize + held as usize - 1
+        self.index(run.group, run.team_index, position, held)
+    }
+
+    fn index(&self, group: usize, team: usize, position: Position, held: u32) -> usize {
+        let row = team * 4 + position as usize;
+        self.first_slot[group] + row * self.most_in_flight as usize + held as usize - 1
     }
 }
 
