@@ -21,13 +21,14 @@ use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::compute::Pass;
 use crate::input::{Fault, InputError, way};
 
 /// Measured seconds of a model's parts on one GPU kind, and sizes where the source has them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     /// Transformer layers of the model that was measured.
@@ -40,7 +41,7 @@ pub struct Profile {
 }
 
 /// One measurement: a microbatch through the model, on each GPU of a tensor-parallel group.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
     /// GPUs of the group.
@@ -56,7 +57,7 @@ pub struct Point {
 }
 
 /// Seconds of a part's passes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Times {
     /// Forward.
@@ -66,7 +67,7 @@ pub struct Times {
 }
 
 /// What the parts hold on each GPU of a tensor-parallel group.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sizes {
     /// GPUs of the group.
@@ -80,7 +81,7 @@ pub struct Sizes {
 }
 
 /// What a part holds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Size {
     /// Parameters.
