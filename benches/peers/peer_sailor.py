@@ -77,14 +77,14 @@ class Sailor:
         """Seconds of an iteration by its simulator, and whether it finds that the plan fits."""
         replicas = len(layout["replicas"])
         slowest_s, sync_s, fits = 0.0, 0.0, True
-        for layers, members in by_cuts(layout).items():
-            stages = [theirs(stage) for stage in layers[2]]
+        for (micro_batch, microbatches, cuts), members in by_cuts(layout).items():
+            stages = [theirs(layers) for layers in cuts]
             groups = [
                 [(r["stages"][s]["kind"], len(r["stages"][s]["seats"])) for r in members] for s in range(len(stages))
             ]
-            self.check_profiled(groups, layers[0])
-            plan = pipelines(stages, groups, layers[0])
-            simulator = self.simulator(microbatches=layers[1], copies=replicas)
+            self.check_profiled(groups, micro_batch)
+            plan = pipelines(stages, groups, micro_batch)
+            simulator = self.simulator(microbatches, replicas)
             fits &= bool(quiet(simulator.check_config_fits, plan))
             pipeline_s, _, _ = quiet(simulator.simulate_iteration_time, plan)
             slowest_s, sync_s = max(slowest_s, pipeline_s - simulator.sync_s), max(sync_s, simulator.sync_s)
