@@ -9,6 +9,7 @@ pub mod input;
 pub mod inventory;
 pub mod model;
 pub mod plan;
+pub mod profile;
 pub mod schedule;
 pub mod schema;
 pub mod search;

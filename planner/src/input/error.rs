@@ -53,7 +53,7 @@ impl InputError {
     }
 
     /// The file cannot be read at all.
-    pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+    pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
         let what = visible(&format!("cannot read {}: {error}", path.display()));
         InputError(Box::new(Parts {
             path: path.to_owned(),
