@@ -27,6 +27,9 @@
 //!
 //! A `[[link]]` between a site and itself joins every two of its clusters (`sites`). `shared` caps each pair by itself.
 //!
+//! A `gpu` table's `profile = "path"`, relative to this file, names measured times (`profile`): they take the place of
+//! rates.
+//!
 //! Not here: paths between GPUs (`topology`).
 
 mod check;
@@ -43,6 +46,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use check::check;
 
 use crate::input::{Document, InputError};
+use crate::profile::Profile;
 
 /// Reads, resolves and checks an inventory.
 ///
@@ -56,7 +60,7 @@ pub fn read(path: &Path) -> Result<Cluster, InputError> {
 /// [`read`] of a file in memory.
 pub(crate) fn resolve(document: &Document) -> Result<Cluster, InputError> {
     let file: file::InventoryFile = document.decode()?;
-    file.resolve()
+    file.resolve(document.folder())
         .and_then(|cluster| check(&cluster).map(|()| cluster))
         .map_err(|fault| document.error(fault))
 }
@@ -126,6 +130,9 @@ pub struct Gpu {
     /// Price of one GPU, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_usd_per_hour: Option<f64>,
+    /// Measured times of the model's parts, in place of rates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
 }
 
 /// Rate and latency of a direct connection.

@@ -175,6 +175,7 @@ fn fabric(name: &str, hosts: u32, gpus: u32, flops_per_s: f64) -> Fabric {
             efficiency: 0.5,
             memory_bytes_per_s: None,
             price_usd_per_hour: None,
+            profile: None,
         },
         intra: Hop { rate_bytes_per_s: 1e9, latency_s: 1e-5 },
         nic: Nic { class: NicClass::Ethernet, rate_bytes_per_s: 62.5e6, count: 1, latency_s: LATENCY_S },

@@ -30,6 +30,7 @@ use super::framework::{Framework, NATIVE};
 use super::memory;
 use crate::inventory::Gpu;
 use crate::model::{Model, Precision, Recompute};
+use crate::profile::Part;
 
 /// One of the three passes of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,14 +90,17 @@ pub fn achieved_flops_per_s(gpu: &Gpu, precision: Precision) -> f64 {
     peak * gpu.efficiency
 }
 
-/// Seconds of one layer's pass on each GPU of a tensor-parallel group; [`super::tensor`] comes on top.
+/// Seconds of one layer's pass on each GPU of a tensor-parallel group: as measured where the GPU has a profile, else by
+/// FLOPs; [`super::tensor`] comes on top unless measured.
 pub fn layer_s(model: &Model, gpu: &Gpu, micro_batch: u32, tensor_parallel: u32, pass: Pass) -> f64 {
-    layer_under_s(&NATIVE, model, gpu, micro_batch, tensor_parallel, pass)
+    let measured_s = measured_s(gpu, Part::Layer, micro_batch, tensor_parallel, pass);
+    measured_s.unwrap_or_else(|| layer_under_s(&NATIVE, model, gpu, micro_batch, tensor_parallel, pass))
 }
 
 /// Seconds of the head's pass on each GPU of a tensor-parallel group.
 pub fn head_s(model: &Model, gpu: &Gpu, micro_batch: u32, tensor_parallel: u32, pass: Pass) -> f64 {
-    head_under_s(&NATIVE, model, gpu, micro_batch, tensor_parallel, pass)
+    let measured_s = measured_s(gpu, Part::Head, micro_batch, tensor_parallel, pass);
+    measured_s.unwrap_or_else(|| head_under_s(&NATIVE, model, gpu, micro_batch, tensor_parallel, pass))
 }
 
 /// [`layer_s`] as a framework runs it.
@@ -152,7 +156,17 @@ pub fn pass_s(
         true => head_s(model, gpu, micro_batch, tensor_parallel, pass),
         false => 0.0,
     };
-    f64::from(layers.end - layers.start) * layer_s(model, gpu, micro_batch, tensor_parallel, pass) + head
+    let embedding = match layers.start {
+        0 => measured_s(gpu, Part::Embedding, micro_batch, tensor_parallel, pass).unwrap_or(0.0),
+        _ => 0.0,
+    };
+    let inner = f64::from(layers.end - layers.start) * layer_s(model, gpu, micro_batch, tensor_parallel, pass);
+    embedding + inner + head
+}
+
+/// As the GPU's profile has it.
+fn measured_s(gpu: &Gpu, part: Part, micro_batch: u32, tensor_parallel: u32, pass: Pass) -> Option<f64> {
+    gpu.profile.as_ref()?.part_s(part, micro_batch, tensor_parallel, pass)
 }
 
 fn tokens(model: &Model, micro_batch: u32) -> f64 {

@@ -3,12 +3,15 @@
 //!
 //! Not here: what the figures must hold (`check`), which is asked of a plan's inline inventory as well.
 
+use std::path::{Path, PathBuf};
+
 use serde::Deserialize;
 
 use super::check::{check_fabrics, check_link};
 use super::sites::Sites;
 use super::{Cluster, Fabric, Gpu, Hop, Host, Link, Nic, NicClass, gpus, intra};
 use crate::input::{Fault, NameOr, did_you_mean, way};
+use crate::profile::Profile;
 use crate::units::{Compute, Price, Rate, Size, Time, TrafficPrice, UnitError};
 
 /// More hosts in one cluster are a slip of the pen.
@@ -59,6 +62,7 @@ struct GpuFile {
     efficiency: Option<f64>,
     memory_rate: Option<Rate>,
     price: Option<Price>,
+    profile: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,9 +102,9 @@ struct LinkFile {
 
 impl InventoryFile {
     /// With every default filled in and every name looked up.
-    pub(super) fn resolve(self) -> Result<Cluster, Fault> {
+    pub(super) fn resolve(self, folder: &Path) -> Result<Cluster, Fault> {
         let resolve =
-            |(i, fabric): (usize, FabricFile)| fabric.resolve().map_err(|f| f.within(way!["cluster", i]));
+            |(i, fabric): (usize, FabricFile)| fabric.resolve(folder).map_err(|f| f.within(way!["cluster", i]));
         let named: Vec<_> = self.cluster.iter().map(|f| (f.name.as_str(), f.site.as_deref())).collect();
         let sites = Sites::new(&named)?;
         let clusters: Vec<Fabric> =
@@ -119,11 +123,11 @@ impl InventoryFile {
 }
 
 impl FabricFile {
-    fn resolve(self) -> Result<Fabric, Fault> {
+    fn resolve(self, folder: &Path) -> Result<Fabric, Fault> {
         let hosts = hosts(&self.name, self.nodes, self.host)?;
         let gpu = match self.gpu {
             NameOr::Name(name) => gpus::built_in(&name).ok_or_else(|| unknown_gpu(&name))?,
-            NameOr::Table(table) => table.resolve().map_err(|f| f.within(way!["gpu"]))?,
+            NameOr::Table(table) => table.resolve(folder).map_err(|f| f.within(way!["gpu"]))?,
         };
         let intra = match self.intra {
             NameOr::Name(name) => {
@@ -134,6 +138,14 @@ impl FabricFile {
         let ethernet = self.ethernet.map(ethernet).transpose()?;
         Ok(Fabric { name: self.name, hosts, gpus: self.gpus, gpu, intra, nic: self.nic.resolve(), ethernet })
     }
+}
+
+/// The profile that the inventory names.
+fn measured(path: &Path, kind: &str) -> Result<Profile, Fault> {
+    Profile::read(path, kind).map_err(|error| {
+        let place = error.line_and_column().map_or(String::new(), |(line, column)| format!(":{line}:{column}"));
+        Fault::at(way!["profile"], format!("{}{place}: {}", error.path().display(), error.message()))
+    })
 }
 
 fn hosts(cluster: &str, nodes: Option<u32>, listed: Option<Vec<HostFile>>) -> Result<Vec<Host>, Fault> {
@@ -167,7 +179,7 @@ fn hosts(cluster: &str, nodes: Option<u32>, listed: Option<Vec<HostFile>>) -> Re
 }
 
 impl GpuFile {
-    fn resolve(self) -> Result<Gpu, Fault> {
+    fn resolve(self, folder: &Path) -> Result<Gpu, Fault> {
         let base = gpus::built_in(&self.name);
         let need = |what: &str, example: &str| {
             Fault::here(format!("GPU `{}` is not built in and its table gives no {what}", self.name))
@@ -176,7 +188,9 @@ impl GpuFile {
         let memory_bytes = self.memory.map(Size::bytes).or(base.as_ref().map(|b| b.memory_bytes));
         let (bf16, fp16, fp32) =
             self.rates(base.as_ref()).ok_or_else(|| need("compute rate", "bf16 = \"312TFLOP/s\""))?;
+        let profile = self.profile.as_ref().map(|path| measured(&folder.join(path), &self.name)).transpose()?;
         Ok(Gpu {
+            profile,
             memory_bytes: memory_bytes.ok_or_else(|| need("memory", "memory = \"80GB\""))?,
             bf16_flops_per_s: bf16,
             fp16_flops_per_s: fp16,

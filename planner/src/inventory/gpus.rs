@@ -89,6 +89,7 @@ pub(super) fn built_in(name: &str) -> Option<Gpu> {
         efficiency: row.efficiency,
         memory_bytes_per_s: Some(row.memory_gb_per_s * 1e9),
         price_usd_per_hour: None,
+        profile: None,
     })
 }
 

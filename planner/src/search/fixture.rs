@@ -27,6 +27,7 @@ pub fn gpu(flops_per_s: f64, memory_bytes: u64) -> Gpu {
         efficiency: 1.0,
         memory_bytes_per_s: None,
         price_usd_per_hour: None,
+        profile: None,
     }
 }
 

@@ -300,6 +300,7 @@ impl<'a> Space<'a> {
             t <= self.limits.max_tensor_parallel
                 && fabric.gpus.is_multiple_of(t)
                 && model.heads.is_multiple_of(t)
+                && fabric.gpu.profile.as_ref().is_none_or(|p| p.degrees().contains(&t))
         });
         let rows = u64::from(self.micro_batch) * u64::from(model.sequence);
         let activation = coded_bytes(Codec::None, model.precision, rows, model.hidden);
@@ -307,7 +308,10 @@ impl<'a> Space<'a> {
             let (gpu, b) = (&fabric.gpu, self.micro_batch);
             let layer_s: f64 = PASSES.iter().map(|&p| compute::layer_s(model, gpu, b, size, p)).sum();
             let head_s = PASSES.iter().map(|&p| compute::head_s(model, gpu, b, size, p)).sum();
-            let reductions_s = tensor::layer_s(size, activation, model.recompute, bus);
+            let reductions_s = match &gpu.profile {
+                Some(_) => 0.0, // in what was measured
+                None => tensor::layer_s(size, activation, model.recompute, bus),
+            };
             Team { size, layer_s: layer_s + reductions_s, head_s }
         })
         .collect()

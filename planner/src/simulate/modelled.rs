@@ -83,6 +83,9 @@ impl<'a> Modelled<'a> {
     }
 
     fn tensor_layer_s(&self, seat: Seat<'_>, fabric: &Fabric, group: u32, pass: Pass) -> f64 {
+        if fabric.gpu.profile.as_ref().is_some_and(|p| p.degrees().contains(&group)) {
+            return 0.0;
+        }
         let recompute = self.models[seat.replica].recompute;
         let share = match pass {
             Pass::Forward if recompute == Recompute::Full => 1.0 / 3.0,
