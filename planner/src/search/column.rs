@@ -99,16 +99,18 @@ impl Outline {
         let mean_stage_s = compute_s / f64::from(count * chunks);
         let (ways, back) = ways(space, &runs);
         let mut traffic = vec![0.0; space.pools.len()];
-        let mut cross = |way: &Way| {
+        let mut cross = |way: &Way, group: u32| {
             let codec = space.codec(way, mean_stage_s);
-            let (crossing, bytes) = space.crossing(way, codec);
+            let (crossing, bytes) = space.crossing(way, codec, group);
             way.pools.iter().for_each(|&pool| traffic[pool] += bytes as f64);
             (codec, crossing)
         };
+        let teams: Vec<u32> =
+            runs.iter().flat_map(|r| std::iter::repeat_n(r.team.size, r.stages as usize)).collect();
         let (mut codecs, mut crossings, mut crossing_s) = (Vec::new(), Vec::new(), 0.0);
         for chunk in 0..chunks {
             for (i, way) in ways.iter().enumerate() {
-                let (codec, crossing) = cross(way);
+                let (codec, crossing) = cross(way, teams[i].min(teams[i + 1]));
                 codecs.push(codec);
                 if chunk == 0 {
                     crossings.push(crossing.repeated(chunks));
@@ -118,7 +120,7 @@ impl Outline {
                 }
             }
             if chunk + 1 < chunks {
-                let (codec, crossing) = cross(back);
+                let (codec, crossing) = cross(back, teams[0].min(teams[teams.len() - 1]));
                 codecs.push(codec);
                 crossing_s += 2.0 * crossing.delay_s();
             }

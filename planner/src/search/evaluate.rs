@@ -260,7 +260,8 @@ fn replica_cost(
         let way = way(space, [&pair[0], &pair[1]], [seats.0[i], seats.0[i + 1]]).ok_or_else(|| {
             unreachable(space, format!("boundary {i} of replica {index}"), &seats.0[i..i + 2])
         })?;
-        let (crossing, bytes) = space.crossing(way, replica.boundaries[i].codec);
+        let group = pair[0].ranks.len().min(pair[1].ranks.len()) as u32;
+        let (crossing, bytes) = space.crossing(way, replica.boundaries[i].codec, group);
         for &pool in &way.pools {
             pool_bytes[pool] += bytes as f64 * f64::from(replica.microbatches);
         }

@@ -73,6 +73,8 @@ pub(crate) struct Way {
     pub latency_s: f64,
     /// Crosses from one cluster to another.
     pub is_link: bool,
+    /// How many of them each GPU of a group has for its part of a tensor; 0: the way is the host's.
+    pub ports_per_gpu: f64,
     pub pools: Vec<usize>,
 }
 
@@ -122,11 +124,13 @@ impl<'a> Space<'a> {
         self.links[from][to].as_ref()
     }
 
-    /// One microbatch's crossing of a way, and its bytes.
-    pub fn crossing(&self, way: &Way, codec: Codec) -> (Crossing, u64) {
+    /// One microbatch's crossing of a way, and its bytes. Each GPU of a tensor-parallel group sends and receives its own
+    /// part: the smaller `group` of the two says how many ports are in use.
+    pub fn crossing(&self, way: &Way, codec: Codec, group: u32) -> (Crossing, u64) {
         let rows = u64::from(self.micro_batch) * u64::from(self.model.sequence);
         let bytes = coded_bytes(codec, self.model.precision, rows, self.model.hidden);
-        let occupancy_s = occupancy_s(bytes, way.rate_bytes_per_s);
+        let ports = (f64::from(group) * way.ports_per_gpu).max(1.0);
+        let occupancy_s = occupancy_s(bytes, way.rate_bytes_per_s * ports);
         (Crossing { occupancy_s, latency_s: way.latency_s }, bytes)
     }
 
@@ -140,7 +144,7 @@ impl<'a> Space<'a> {
             BoundaryChoice::Int8 => Codec::Int8,
             BoundaryChoice::Subspace => self.subspace(),
             BoundaryChoice::Auto => {
-                let narrow = self.crossing(way, Codec::None).0.occupancy_s > mean_stage_s;
+                let narrow = self.crossing(way, Codec::None, 1).0.occupancy_s > mean_stage_s;
                 match narrow {
                     true if able(BoundaryChoice::Subspace) => self.subspace(),
                     true if able(BoundaryChoice::Int8) => Codec::Int8,
@@ -271,12 +275,14 @@ impl<'a> Space<'a> {
             rate_bytes_per_s: fabric.intra.rate_bytes_per_s,
             latency_s: fabric.intra.latency_s,
             is_link: false,
+            ports_per_gpu: 1.0,
             pools: vec![],
         };
         let nic = Way {
             rate_bytes_per_s: fabric.nic.rate_bytes_per_s,
             latency_s: fabric.nic.latency_s,
             is_link: false,
+            ports_per_gpu: f64::from(fabric.nic.count) / f64::from(fabric.gpus),
             pools: vec![self.pools.len() - 1],
         };
         let inside = Path { rate_bytes_per_s: bus.rate_bytes_per_s, latency_s: bus.latency_s };
@@ -340,6 +346,7 @@ impl<'a> Space<'a> {
                     rate_bytes_per_s: caps.fold(link.rate_bytes_per_s, f64::min) * (1.0 - link.loss),
                     latency_s: link.latency_s,
                     is_link: true,
+                    ports_per_gpu: 0.0,
                     pools,
                 };
                 self.links[b][a] = Some(way.clone());
