@@ -27,7 +27,7 @@ use super::market::{Scenario, Tables, brackets, sync};
 use super::master::partition;
 use super::pack::{Item, pack};
 use super::pool::{Column, Pool, orders};
-use super::relax::{self, Relaxed};
+use super::relax::{self, Relaxed, Wanted};
 use super::solve::{Candidate, FEW_CLUSTERS, Member, really};
 use super::space::Space;
 use super::sync::Sync;
@@ -437,14 +437,9 @@ impl Blocks<'_> {
                         if busy_bound(space, &cut, teams, weights, step_s, high, need) <= need {
                             continue;
                         }
-                        let least = need / f64::from(high);
-                        let take = &mut |r: Relaxed| {
-                            if rate(space, &r, weights) > need {
-                                relaxed.push(r);
-                            }
-                        };
+                        let wanted = Wanted { step_s, need, most: high, weights };
                         let tables = &self.tables[mode];
-                        relax::pipelines(space, mode, tables, &sync, &cut, teams, step_s, least, take);
+                        relax::pipelines(space, mode, tables, &sync, &cut, teams, &wanted, &mut relaxed);
                     }
                 }
                 let (most, weights) = weighed(space, &relaxed, order, high);
@@ -548,7 +543,7 @@ fn shared_bound(modes: &[Space], order: &[usize], step_s: f64) -> f64 {
         let mut bytes = vec![0.0; space.pools.len()];
         for pair in order.windows(2) {
             let way = space.link(pair[0], pair[1]).expect("orders keep to links");
-            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.crossing(way, space.codec(way, mean_s)).1);
+            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.crossing(way, space.codec(way, mean_s), 1).1);
             way.pools.iter().for_each(|&p| bytes[p] += codecs[0].min(codecs[1]) as f64);
         }
         let pass = bytes.iter().zip(&space.pools).filter(|(b, _)| **b > 0.0);

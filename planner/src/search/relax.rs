@@ -14,7 +14,7 @@
 
 use crate::cost::pipeline::Crossing;
 
-use super::column::Run;
+use super::column::{Run, microbatches};
 use super::market::Tables;
 use super::space::{Space, Team};
 use super::sync::Sync;
@@ -31,7 +31,18 @@ pub(crate) struct Relaxed {
 /// Layers of a run before its tensor-parallel degree is chosen.
 pub(crate) type Cut = [(usize, u32)];
 
-/// The relaxed pipelines of a cut, in one mode and with one choice of degrees, that do more than `least` sequences.
+/// What makes a relaxed pipeline worth having.
+pub(crate) struct Wanted<'w> {
+    pub step_s: f64,
+    /// Sequences that an island of it must exceed.
+    pub need: f64,
+    /// Largest number of replicas.
+    pub most: u32,
+    /// Of the clusters: sequences over the weighted share of them that it takes must exceed the need too.
+    pub weights: &'w [f64],
+}
+
+/// The relaxed pipelines of a cut, in one mode and with one choice of degrees, that are wanted.
 pub(crate) fn pipelines(
     space: &Space,
     mode: usize,
@@ -39,44 +50,50 @@ pub(crate) fn pipelines(
     sync: &Sync,
     cut: &Cut,
     teams: &[usize],
-    step_s: f64,
-    least: f64,
-    take: &mut dyn FnMut(Relaxed),
+    wanted: &Wanted,
+    found: &mut Vec<Relaxed>,
 ) {
     let team = |i: usize| -> Team { space.groups[cut[i].0].teams[teams[i]] };
+    let step_s = wanted.step_s;
     let last = cut.len() - 1;
     let compute_s: f64 =
         (0..cut.len()).map(|i| f64::from(cut[i].1) * team(i).layer_s).sum::<f64>() + team(last).head_s;
-    let crossings: Vec<Crossing> = cut.windows(2).map(|pair| least_crossing(space, pair[0].0, pair[1].0)).collect();
+    let crossing = |i: usize| least_crossing(space, cut[i].0, cut[i + 1].0, team(i).size.min(team(i + 1).size));
+    let crossings: Vec<Crossing> = (0..last).map(crossing).collect();
     let fill_s = compute_s + 2.0 * crossings.iter().map(|c| c.delay_s()).sum::<f64>();
     let busiest_s = crossings.iter().map(|c| c.occupancy_s).fold(0.0, f64::max);
     if fill_s > step_s {
         return;
     }
-    let mut beats: Vec<f64> = Vec::new();
-    for i in 0..cut.len() {
-        let fixed = if i == last { [0.0, team(i).head_s] } else { [0.0; 2] };
-        for &extra in fixed.iter().take(1 + usize::from(i == last)) {
-            beats.extend((1..=cut[i].1).map(|n| f64::from(n) * team(i).layer_s + extra));
-        }
-    }
-    beats.sort_by(f64::total_cmp);
-    beats.dedup_by(|a, b| *a <= *b * (1.0 + 1e-9));
-    let first = beats.partition_point(|b| *b < busiest_s);
-    if busiest_s > 0.0 {
-        beats.splice(..first, [busiest_s]);
-    }
+    let sequences = |microbatches: u32| u64::from(microbatches) * u64::from(space.micro_batch);
+    let share = |stages: &[u32]| -> f64 {
+        let of = |i: usize| {
+            wanted.weights[i] * f64::from(stages[i] * team(i).size) / f64::from(space.groups[cut[i].0].gpus)
+        };
+        (0..cut.len()).map(of).sum()
+    };
     let memory = tables.of(sync).0;
     let mut before: Option<(Vec<u32>, u64)> = None;
-    for beat_s in beats {
-        let most = super::column::microbatches(step_s, fill_s, beat_s).min(space.microbatches);
+    for beat_s in beats(cut, &team, busiest_s) {
+        let most = microbatches(step_s, fill_s, beat_s).min(space.microbatches);
         // Longer beats do less.
-        if f64::from(most) * f64::from(space.micro_batch) <= least || most == 0 {
+        if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
             break;
         }
-        let Some(stages) = fewest_stages(space, memory, cut, teams, beat_s * (1.0 + 1e-9), most) else {
+        // However it is split, its stages are busy for all of its work.
+        let work: f64 = (0..cut.len())
+            .map(|i| {
+                let gpu_s = f64::from(cut[i].1) * team(i).layer_s * f64::from(team(i).size);
+                wanted.weights[i] * gpu_s / f64::from(space.groups[cut[i].0].gpus)
+            })
+            .sum();
+        if sequences(most) as f64 * beat_s <= wanted.need * work {
             continue;
-        };
+        }
+        let Some(stages) = fewest_stages(space, memory, cut, teams, beat_s * (1.0 + 1e-9), most) else { continue };
+        if sequences(most) as f64 <= wanted.need * share(&stages) {
+            continue;
+        }
         let runs: Vec<Run> = (0..cut.len())
             .map(|i| Run {
                 group: cut[i].0,
@@ -87,23 +104,39 @@ pub(crate) fn pipelines(
             })
             .collect();
         let sync_s = sync_floor_s(space, sync, &runs);
-        let microbatches =
-            super::column::microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches);
-        let sequences = u64::from(microbatches) * u64::from(space.micro_batch);
+        let done = sequences(microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches));
+        let pays = done as f64 > wanted.need * share(&stages)
+            && done as f64 * f64::from(wanted.most) > wanted.need;
         // A longer beat with as many stages does less.
-        if microbatches == 0 || sequences as f64 <= least || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= sequences) {
+        if !pays || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= done) {
             continue;
         }
-        before = Some((stages, sequences));
-        take(Relaxed { mode, runs, sequences });
+        before = Some((stages, done));
+        found.push(Relaxed { mode, runs, sequences: done });
     }
 }
 
+/// The beats at which a stage's most layers change, ascending, none shorter than the busiest crossing.
+fn beats(cut: &Cut, team: &impl Fn(usize) -> Team, busiest_s: f64) -> Vec<f64> {
+    let mut beats: Vec<f64> = vec![busiest_s];
+    for (i, &(_, layers)) in cut.iter().enumerate() {
+        let at = |n: u32| f64::from(n) * team(i).layer_s;
+        beats.extend((1..=layers).map(at));
+        if i + 1 == cut.len() {
+            beats.extend((1..=layers).map(|n| at(n) + team(i).head_s));
+        }
+    }
+    beats.retain(|b| *b >= busiest_s && *b > 0.0);
+    beats.sort_by(f64::total_cmp);
+    beats.dedup_by(|a, b| *a <= *b * (1.0 + 1e-9));
+    beats
+}
+
 /// A crossing between clusters as cheap as any codec allowed makes it.
-pub(crate) fn least_crossing(space: &Space, from: usize, to: usize) -> Crossing {
+fn least_crossing(space: &Space, from: usize, to: usize, group: u32) -> Crossing {
     let way = space.link(from, to).expect("orders keep to links");
-    let wide = space.crossing(way, space.codec(way, f64::INFINITY)).0;
-    let narrow = space.crossing(way, space.codec(way, 0.0)).0;
+    let wide = space.crossing(way, space.codec(way, f64::INFINITY), group).0;
+    let narrow = space.crossing(way, space.codec(way, 0.0), group).0;
     if narrow.delay_s() < wide.delay_s() { narrow } else { wide }
 }
 
@@ -114,7 +147,7 @@ fn fewest_stages(
     cut: &Cut,
     teams: &[usize],
     beat_s: f64,
-    microbatches: u32,
+    most: u32,
 ) -> Option<Vec<u32>> {
     let mut counts = vec![0; cut.len()];
     let mut behind = 0;
@@ -125,7 +158,7 @@ fn fewest_stages(
             let is_last = behind == 0;
             let head_s = if is_last { team.head_s } else { 0.0 };
             let by_time = ((beat_s - head_s) / team.layer_s).max(0.0) as u32;
-            let held = microbatches.min(behind + 1);
+            let held = most.min(behind + 1);
             let take = by_time.min(memory.most_between(group, teams[i], is_last, held)).min(left);
             if take == 0 {
                 return None;
