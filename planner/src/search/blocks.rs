@@ -85,10 +85,18 @@ impl Blocks<'_> {
         if most >= 2 && self.modes[0].limits.nested {
             scenarios.extend(outer.into_iter().map(several));
         }
-        // The promising first: its plan spares the others most of their work.
-        scenarios.reverse();
-        for scenario in scenarios {
-            self.explore(&scenario, floor_s)?;
+        // Plans first, the promising before the others: they spare the proofs most of their work.
+        for scenario in scenarios.iter().rev() {
+            self.first(scenario, floor_s)?;
+        }
+        for scenario in &scenarios {
+            let low = self.explore(scenario, floor_s)?;
+            self.bound_s = self.bound_s.min(low);
+        }
+        for scenario in scenarios.iter().rev() {
+            if self.bound_s < self.best_s * (1.0 - 1.001 * self.gap) {
+                self.seek(scenario, self.bound_s)?;
+            }
         }
         Ok(())
     }
@@ -112,10 +120,9 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// Narrows the step time of a scenario between what is proven infeasible and what is found.
-    fn explore(&mut self, scenario: &Scenario, floor_s: f64) -> Result<(), SearchError> {
+    /// The largest step time at which a scenario is proven to have no plan: up to the gap below the incumbent.
+    fn explore(&mut self, scenario: &Scenario, floor_s: f64) -> Result<f64, SearchError> {
         // At `low` even the least synchronisation allows no plan; at `high` it allows one.
-        self.first(scenario, floor_s)?;
         let (mut low, mut high) = (floor_s, f64::INFINITY);
         // Where to look while nothing is found: in growing steps above the floor.
         let mut reach = self.gap.max(1e-3);
@@ -147,8 +154,7 @@ impl Blocks<'_> {
                 break;
             }
         }
-        self.bound_s = self.bound_s.min(low);
-        self.seek(scenario, low)
+        Ok(low)
     }
 
     /// Plans that pay for their own synchronisation, between a proven bound and the incumbent.
@@ -181,8 +187,14 @@ impl Blocks<'_> {
         let clusters = self.scope.clusters.clone();
         let mut blocks: Vec<(Vec<usize>, f64)> = Vec::new();
         let mut worths: Vec<Worth> = Vec::new();
+        let mut known: Vec<(usize, Worth)> = Vec::new();
         for &cluster in &clusters {
-            let worth = self.worth(scenario, &self.listed[&cluster], &[cluster], step_s, pricing)?;
+            let like = known.iter().find(|(c, _)| self.alike(scenario, *c, cluster));
+            let worth = match like {
+                Some((twin, worth)) => self.moved(worth, *twin, cluster),
+                None => self.worth(scenario, &self.listed[&cluster], &[cluster], step_s, pricing)?,
+            };
+            known.push((cluster, worth.clone()));
             blocks.push((vec![cluster], worth.sequences));
             worths.push(worth);
         }
@@ -196,6 +208,7 @@ impl Blocks<'_> {
         let alone: BTreeMap<usize, f64> = clusters.iter().copied().zip(blocks.iter().map(|b| b.1)).collect();
         let mut at_most = blocks.clone();
         let mut promising: Vec<(Vec<usize>, Vec<Relaxed>)> = Vec::new();
+        let mut bounded: Vec<(Vec<usize>, (f64, Vec<Relaxed>))> = Vec::new();
         for order in orders(&self.modes[0], &clusters) {
             if order.len() < 2 || order.len() > self.span() {
                 continue;
@@ -206,7 +219,20 @@ impl Blocks<'_> {
             let share: f64 = order.iter().map(|g| alone[g]).sum();
             let weight = |g: &usize| if share > 0.0 { alone[g] / share } else { 1.0 / order.len() as f64 };
             let weights: Vec<f64> = order.iter().map(weight).collect();
-            let (most, relaxed) = self.at_most(scenario, &order, &weights, step_s, need);
+            let twin = bounded.iter().find(|(o, _)| {
+                o.len() == order.len()
+                    && o.iter().zip(&order).all(|(a, b)| self.alike(scenario, *a, *b))
+                    && o.windows(2).zip(order.windows(2)).all(|(a, b)| self.joined_alike(a, b))
+            });
+            let (most, relaxed) = match twin {
+                Some((twin, (most, relaxed))) => (*most, moved_to(relaxed, twin, &order)),
+                None => {
+                    let found = self.at_most(scenario, &order, &weights, step_s, need);
+                    bounded.push((order.clone(), found.clone()));
+                    found
+                }
+            };
+            let most = most.min(shared_bound(self.modes, &order, step_s));
             if most > need {
                 let mut set = order.clone();
                 set.sort_unstable();
@@ -266,6 +292,31 @@ impl Blocks<'_> {
             self.best = Some(candidate);
         }
         Ok(true)
+    }
+
+    /// Are the GPUs and networks of two clusters the same, and their ways to the others?
+    fn alike(&self, scenario: &Scenario, a: usize, b: usize) -> bool {
+        let outer = |g: usize| self.modes[0].exchange_path(g, &scenario.clusters, 1);
+        let groups = |m: &Space| m.groups[a].is_like(&m.groups[b]);
+        a == b
+            || (self.modes.iter().all(groups) && (scenario.outer.is_none() || outer(a) == outer(b)))
+                && self.listed[&a].len() == self.listed[&b].len()
+    }
+
+    fn joined_alike(&self, a: &[usize], b: &[usize]) -> bool {
+        let way = |pair: &[usize]| {
+            let way = self.modes[0].link(pair[0], pair[1]);
+            way.map(|w| (w.rate_bytes_per_s, w.latency_s))
+        };
+        way(a) == way(b)
+    }
+
+    /// The same worth in a cluster that is like another: its columns stand in the same places.
+    fn moved(&self, worth: &Worth, from: usize, to: usize) -> Worth {
+        let (from, to) = (&self.listed[&from], &self.listed[&to]);
+        let column = |c: usize| to[from.iter().position(|f| *f == c).expect("a column of that cluster")];
+        let members = worth.members.iter().map(|(c, work, n)| (column(*c), work.clone(), *n)).collect();
+        Worth { sequences: worth.sequences, members }
     }
 
     /// The columns of one cluster that none with fewer stages, or less to recompute, equals whatever is sharded.
@@ -450,7 +501,6 @@ impl Blocks<'_> {
                     of_cut.extend(relaxed);
                 }
             }
-            of_cut_most = of_cut_most.min(shared_bound(self.modes, order, step_s));
             if of_cut_most > need {
                 best = f64::max(best, of_cut_most);
                 promising.push((of_cut_most, of_cut));
@@ -509,6 +559,18 @@ enum Attempt {
 /// Sizes of islands of several clusters that are bounded together.
 const SIZES: [(u32, u32); 9] =
     [(1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, 24), (25, 64), (65, u32::MAX)];
+
+/// The same pipelines over clusters that are like others.
+fn moved_to(relaxed: &[Relaxed], from: &[usize], to: &[usize]) -> Vec<Relaxed> {
+    let moved = |r: &Relaxed| {
+        let mut r = r.clone();
+        for run in &mut r.runs {
+            run.group = to[from.iter().position(|f| *f == run.group).expect("a cluster of that order")];
+        }
+        r
+    };
+    relaxed.iter().map(moved).collect()
+}
 
 /// Sequences that a cut's clusters can do at most: a replica of m microbatches with a beat of b needs z layer / b stages of
 /// each cluster at least, so it does at most (T - fill + b) / sum_g w_g z_g t_g layer_g / N_g of a weighted share; and

@@ -175,7 +175,7 @@ fn fewest_stages(
 }
 
 fn sync_floor_s(space: &Space, sync: &Sync, runs: &[Run]) -> f64 {
-    if sync.owners < 2 {
+    if sync.owners < 2 && sync.outer.is_none() {
         return 0.0;
     }
     let layer = space.model.layer_parameters() as f64;

@@ -56,6 +56,18 @@ pub(crate) struct Group {
     pub exchange: Path,
 }
 
+impl Group {
+    /// Whether replicas cost and fit the same in another group.
+    pub fn is_like(&self, other: &Group) -> bool {
+        let way = |w: &Way| (w.rate_bytes_per_s, w.latency_s, w.ports_per_gpu);
+        (self.gpus, self.per_host, self.memory_bytes) == (other.gpus, other.per_host, other.memory_bytes)
+            && self.teams == other.teams
+            && self.exchange == other.exchange
+            && way(&self.bus) == way(&other.bus)
+            && way(&self.nic) == way(&other.nic)
+    }
+}
+
 /// A tensor-parallel degree in a group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Team {
