@@ -27,7 +27,7 @@ use super::market::{Scenario, Tables, brackets, sync};
 use super::master::partition;
 use super::pack::{Item, pack};
 use super::pool::{Column, Pool, orders};
-use super::relax::{self, Relaxed, Wanted};
+use super::relax::{Cut, Pace, Relaxed, Tight, Wanted};
 use super::solve::{Candidate, FEW_CLUSTERS, Member, really};
 use super::space::Space;
 use super::sync::Sync;
@@ -479,20 +479,29 @@ impl Blocks<'_> {
                 // Unknown is no proof.
                 return (1e12, vec![]);
             }
-            let (mut of_cut, mut of_cut_most) = (Vec::new(), 0.0);
-            for &(low, high) in &sizes {
-                let mut relaxed = Vec::new();
+            let mut of_size: Vec<Vec<Relaxed>> = vec![vec![]; sizes.len()];
+            let mut wanted = Wanted { step_s, need, most: fewest, weights };
+            for teams in &degrees {
+                // By microbatch size: whether what is kept was ever too much, so that recomputing could help.
+                let mut kept_too_much: BTreeMap<u32, bool> = BTreeMap::new();
                 for (mode, space) in self.modes.iter().enumerate() {
-                    let sync = sync(space, scenario, low);
-                    for teams in &degrees {
-                        if busy_bound(space, &cut, teams, weights, step_s, high, need) <= need {
-                            continue;
-                        }
-                        let wanted = Wanted { step_s, need, most: high, weights };
-                        let tables = &self.tables[mode];
-                        relax::pipelines(space, mode, tables, &sync, &cut, teams, &wanted, &mut relaxed);
+                    if kept_too_much.get(&space.micro_batch) == Some(&false)
+                        || busy_bound(space, &cut, teams, weights, step_s, fewest, need) <= need
+                    {
+                        continue;
                     }
+                    let Some(pace) = Pace::new(space, mode, &cut, teams, &wanted) else { continue };
+                    let mut tight = false;
+                    for (&(low, high), found) in sizes.iter().zip(&mut of_size) {
+                        wanted.most = high;
+                        let sync = sync(space, scenario, low);
+                        tight |= pace.pipelines(&self.tables[mode], &sync, &wanted, found) == Tight::Memory;
+                    }
+                    kept_too_much.insert(space.micro_batch, tight);
                 }
+            }
+            let (mut of_cut, mut of_cut_most) = (Vec::new(), 0.0);
+            for (&(_, high), mut relaxed) in sizes.iter().zip(of_size) {
                 let (most, weights) = weighed(space, &relaxed, order, high);
                 if most > need {
                     of_cut_most = f64::max(of_cut_most, most);
@@ -557,8 +566,7 @@ enum Attempt {
 }
 
 /// Sizes of islands of several clusters that are bounded together.
-const SIZES: [(u32, u32); 9] =
-    [(1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, 24), (25, 64), (65, u32::MAX)];
+const SIZES: [(u32, u32); 6] = [(1, 1), (2, 2), (3, 3), (4, 6), (7, 15), (16, u32::MAX)];
 
 /// The same pipelines over clusters that are like others.
 fn moved_to(relaxed: &[Relaxed], from: &[usize], to: &[usize]) -> Vec<Relaxed> {
@@ -577,7 +585,7 @@ fn moved_to(relaxed: &[Relaxed], from: &[usize], to: &[usize]) -> Vec<Relaxed> {
 /// `most` replicas do what is needed only if m is so large that b is so small.
 fn busy_bound(
     space: &Space,
-    cut: &relax::Cut,
+    cut: &Cut,
     teams: &[usize],
     weights: &[f64],
     step_s: f64,

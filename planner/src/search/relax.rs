@@ -42,77 +42,101 @@ pub(crate) struct Wanted<'w> {
     pub weights: &'w [f64],
 }
 
-/// The relaxed pipelines of a cut, in one mode and with one choice of degrees, that are wanted.
-pub(crate) fn pipelines(
-    space: &Space,
+/// A cut with its tensor-parallel degrees, in one mode: what does not depend on the island's size.
+pub(crate) struct Pace<'p> {
+    space: &'p Space<'p>,
     mode: usize,
-    tables: &Tables,
-    sync: &Sync,
-    cut: &Cut,
-    teams: &[usize],
-    wanted: &Wanted,
-    found: &mut Vec<Relaxed>,
-) {
-    let team = |i: usize| -> Team { space.groups[cut[i].0].teams[teams[i]] };
-    let step_s = wanted.step_s;
-    let last = cut.len() - 1;
-    let compute_s: f64 =
-        (0..cut.len()).map(|i| f64::from(cut[i].1) * team(i).layer_s).sum::<f64>() + team(last).head_s;
-    let crossing = |i: usize| least_crossing(space, cut[i].0, cut[i + 1].0, team(i).size.min(team(i + 1).size));
-    let crossings: Vec<Crossing> = (0..last).map(crossing).collect();
-    let fill_s = compute_s + 2.0 * crossings.iter().map(|c| c.delay_s()).sum::<f64>();
-    let busiest_s = crossings.iter().map(|c| c.occupancy_s).fold(0.0, f64::max);
-    if fill_s > step_s {
-        return;
-    }
-    let sequences = |microbatches: u32| u64::from(microbatches) * u64::from(space.micro_batch);
-    let share = |stages: &[u32]| -> f64 {
-        let of = |i: usize| {
-            wanted.weights[i] * f64::from(stages[i] * team(i).size) / f64::from(space.groups[cut[i].0].gpus)
+    cut: &'p Cut,
+    teams: &'p [usize],
+    fill_s: f64,
+    /// Weighted GPU-seconds of a microbatch over those there are.
+    work_s: f64,
+    beats: Vec<f64>,
+}
+
+/// Whether memory, not time, bounds some stage of some pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tight {
+    No,
+    Memory,
+}
+
+impl<'p> Pace<'p> {
+    /// `None` where not even the first microbatch is through in time.
+    pub fn new(space: &'p Space<'p>, mode: usize, cut: &'p Cut, teams: &'p [usize], wanted: &Wanted) -> Option<Self> {
+        let team = |i: usize| -> Team { space.groups[cut[i].0].teams[teams[i]] };
+        let last = cut.len() - 1;
+        let compute_s: f64 =
+            (0..cut.len()).map(|i| f64::from(cut[i].1) * team(i).layer_s).sum::<f64>() + team(last).head_s;
+        let crossing =
+            |i: usize| least_crossing(space, cut[i].0, cut[i + 1].0, team(i).size.min(team(i + 1).size));
+        let crossings: Vec<Crossing> = (0..last).map(crossing).collect();
+        let fill_s = compute_s + 2.0 * crossings.iter().map(|c| c.delay_s()).sum::<f64>();
+        if fill_s > wanted.step_s {
+            return None;
+        }
+        let busiest_s = crossings.iter().map(|c| c.occupancy_s).fold(0.0, f64::max);
+        let work = |i: usize| {
+            let gpu_s = f64::from(cut[i].1) * team(i).layer_s * f64::from(team(i).size);
+            wanted.weights[i] * gpu_s / f64::from(space.groups[cut[i].0].gpus)
         };
-        (0..cut.len()).map(of).sum()
-    };
-    let memory = tables.of(sync).0;
-    let mut before: Option<(Vec<u32>, u64)> = None;
-    for beat_s in beats(cut, &team, busiest_s) {
-        let most = microbatches(step_s, fill_s, beat_s).min(space.microbatches);
-        // Longer beats do less.
-        if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
-            break;
-        }
-        // However it is split, its stages are busy for all of its work.
-        let work: f64 = (0..cut.len())
-            .map(|i| {
-                let gpu_s = f64::from(cut[i].1) * team(i).layer_s * f64::from(team(i).size);
-                wanted.weights[i] * gpu_s / f64::from(space.groups[cut[i].0].gpus)
-            })
-            .sum();
-        if sequences(most) as f64 * beat_s <= wanted.need * work {
-            continue;
-        }
-        let Some(stages) = fewest_stages(space, memory, cut, teams, beat_s * (1.0 + 1e-9), most) else { continue };
-        if sequences(most) as f64 <= wanted.need * share(&stages) {
-            continue;
-        }
-        let runs: Vec<Run> = (0..cut.len())
-            .map(|i| Run {
-                group: cut[i].0,
-                team: team(i),
-                team_index: teams[i],
+        let work_s = (0..cut.len()).map(work).sum();
+        Some(Self { space, mode, cut, teams, fill_s, work_s, beats: beats(cut, &team, busiest_s) })
+    }
+
+    fn team(&self, i: usize) -> Team {
+        self.space.groups[self.cut[i].0].teams[self.teams[i]]
+    }
+
+    /// The relaxed pipelines that are wanted, for an island of `sync`'s size.
+    pub fn pipelines(&self, tables: &Tables, sync: &Sync, wanted: &Wanted, found: &mut Vec<Relaxed>) -> Tight {
+        let (space, step_s) = (self.space, wanted.step_s);
+        let sequences = |microbatches: u32| u64::from(microbatches) * u64::from(space.micro_batch);
+        let share = |stages: &[u32]| -> f64 {
+            let of = |i: usize| {
+                let gpus = f64::from(space.groups[self.cut[i].0].gpus);
+                wanted.weights[i] * f64::from(stages[i] * self.team(i).size) / gpus
+            };
+            (0..self.cut.len()).map(of).sum()
+        };
+        let memory = tables.of(sync).0;
+        let mut tight = Tight::No;
+        let mut before: Option<(Vec<u32>, u64)> = None;
+        for &beat_s in &self.beats {
+            let most = microbatches(step_s, self.fill_s, beat_s).min(space.microbatches);
+            // Longer beats do less.
+            if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
+                break;
+            }
+            // However it is split, its stages are busy for all of its work.
+            if sequences(most) as f64 * beat_s <= wanted.need * self.work_s {
+                continue;
+            }
+            let stages = fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
+            let Some(stages) = stages else { continue };
+            if sequences(most) as f64 <= wanted.need * share(&stages) {
+                continue;
+            }
+            let run = |i: usize| Run {
+                group: self.cut[i].0,
+                team: self.team(i),
+                team_index: self.teams[i],
                 stages: stages[i],
-                layers: cut[i].1,
-            })
-            .collect();
-        let sync_s = sync_floor_s(space, sync, &runs);
-        let done = sequences(microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches));
-        let pays = done as f64 > wanted.need * share(&stages)
-            && done as f64 * f64::from(wanted.most) > wanted.need;
-        // A longer beat with as many stages does less.
-        if !pays || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= done) {
-            continue;
+                layers: self.cut[i].1,
+            };
+            let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
+            let sync_s = sync_floor_s(space, sync, &runs);
+            let done = sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
+            let pays = done as f64 > wanted.need * share(&stages)
+                && done as f64 * f64::from(wanted.most) > wanted.need;
+            // A longer beat with as many stages does less.
+            if !pays || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= done) {
+                continue;
+            }
+            before = Some((stages, done));
+            found.push(Relaxed { mode: self.mode, runs, sequences: done });
         }
-        before = Some((stages, done));
-        found.push(Relaxed { mode, runs, sequences: done });
+        tight
     }
 }
 
@@ -148,6 +172,7 @@ fn fewest_stages(
     teams: &[usize],
     beat_s: f64,
     most: u32,
+    tight: &mut Tight,
 ) -> Option<Vec<u32>> {
     let mut counts = vec![0; cut.len()];
     let mut behind = 0;
@@ -159,7 +184,11 @@ fn fewest_stages(
             let head_s = if is_last { team.head_s } else { 0.0 };
             let by_time = ((beat_s - head_s) / team.layer_s).max(0.0) as u32;
             let held = most.min(behind + 1);
-            let take = by_time.min(memory.most_between(group, teams[i], is_last, held)).min(left);
+            let by_memory = memory.most_between(group, teams[i], is_last, held);
+            if by_memory < by_time.min(left) {
+                *tight = Tight::Memory;
+            }
+            let take = by_time.min(by_memory).min(left);
             if take == 0 {
                 return None;
             }
