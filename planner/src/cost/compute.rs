@@ -160,7 +160,8 @@ pub fn pass_s(
         0 => measured_s(gpu, Part::Embedding, micro_batch, tensor_parallel, pass).unwrap_or(0.0),
         _ => 0.0,
     };
-    let inner = f64::from(layers.end - layers.start) * layer_s(model, gpu, micro_batch, tensor_parallel, pass);
+    let inner =
+        f64::from(layers.end - layers.start) * layer_s(model, gpu, micro_batch, tensor_parallel, pass);
     embedding + inner + head
 }
 

@@ -103,8 +103,9 @@ struct LinkFile {
 impl InventoryFile {
     /// With every default filled in and every name looked up.
     pub(super) fn resolve(self, folder: &Path) -> Result<Cluster, Fault> {
-        let resolve =
-            |(i, fabric): (usize, FabricFile)| fabric.resolve(folder).map_err(|f| f.within(way!["cluster", i]));
+        let resolve = |(i, fabric): (usize, FabricFile)| {
+            fabric.resolve(folder).map_err(|f| f.within(way!["cluster", i]))
+        };
         let named: Vec<_> = self.cluster.iter().map(|f| (f.name.as_str(), f.site.as_deref())).collect();
         let sites = Sites::new(&named)?;
         let clusters: Vec<Fabric> =
@@ -143,7 +144,8 @@ impl FabricFile {
 /// The profile that the inventory names.
 fn measured(path: &Path, kind: &str) -> Result<Profile, Fault> {
     Profile::read(path, kind).map_err(|error| {
-        let place = error.line_and_column().map_or(String::new(), |(line, column)| format!(":{line}:{column}"));
+        let place =
+            error.line_and_column().map_or(String::new(), |(line, column)| format!(":{line}:{column}"));
         Fault::at(way!["profile"], format!("{}{place}: {}", error.path().display(), error.message()))
     })
 }
@@ -188,7 +190,8 @@ impl GpuFile {
         let memory_bytes = self.memory.map(Size::bytes).or(base.as_ref().map(|b| b.memory_bytes));
         let (bf16, fp16, fp32) =
             self.rates(base.as_ref()).ok_or_else(|| need("compute rate", "bf16 = \"312TFLOP/s\""))?;
-        let profile = self.profile.as_ref().map(|path| measured(&folder.join(path), &self.name)).transpose()?;
+        let profile =
+            self.profile.as_ref().map(|path| measured(&folder.join(path), &self.name)).transpose()?;
         Ok(Gpu {
             profile,
             memory_bytes: memory_bytes.ok_or_else(|| need("memory", "memory = \"80GB\""))?,

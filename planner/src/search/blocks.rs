@@ -20,6 +20,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use crate::plan::ExchangeKind;
 
 use super::column::{Outline, Work, microbatches};
@@ -170,10 +172,22 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    fn attempt(&mut self, scenario: &Scenario, step_s: f64, how: (Pricing, Breadth)) -> Result<Attempt, SearchError> {
+    fn attempt(
+        &mut self,
+        scenario: &Scenario,
+        step_s: f64,
+        how: (Pricing, Breadth),
+    ) -> Result<Attempt, SearchError> {
         let t0 = Instant::now();
         let a = self.attempt2(scenario, step_s, how)?;
-        if std::env::var("TRACE").is_ok() { eprintln!("{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}", scenario.outer, self.best_s, t0.elapsed()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!(
+                "{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}",
+                scenario.outer,
+                self.best_s,
+                t0.elapsed()
+            );
+        }
         Ok(a)
     }
 
@@ -206,45 +220,65 @@ impl Blocks<'_> {
         }
         // Islands of several clusters: first what they could do at most, then what they do.
         let alone: BTreeMap<usize, f64> = clusters.iter().copied().zip(blocks.iter().map(|b| b.1)).collect();
-        let mut at_most = blocks.clone();
+        let mut at_most_of = blocks.clone();
         let mut promising: Vec<(Vec<usize>, Vec<Relaxed>)> = Vec::new();
-        let mut bounded: Vec<(Vec<usize>, (f64, Vec<Relaxed>))> = Vec::new();
-        for order in orders(&self.modes[0], &clusters) {
-            if order.len() < 2 || order.len() > self.span() {
-                continue;
-            }
-            let members: f64 = order.iter().map(|g| alone[g]).sum();
-            // An island counts only if it does more than its clusters apart, or reaches the demand by itself.
-            let need = if scenario.outer.is_none() { demand - 0.5 } else { members };
+        // Orders over like clusters are bounded once, all of them at once.
+        let space = &self.modes[0];
+        let in_span = |o: &Vec<usize>| (2..=self.span()).contains(&o.len());
+        let orders: Vec<Vec<usize>> = orders(space, &clusters).into_iter().filter(in_span).collect();
+        let twins = |a: &[usize], b: &[usize]| {
+            a.len() == b.len()
+                && a.iter().zip(b).all(|(a, b)| self.alike(scenario, *a, *b))
+                && a.windows(2).zip(b.windows(2)).all(|(a, b)| self.joined_alike(a, b))
+        };
+        let mut distinct: Vec<usize> = Vec::new();
+        let mut twin_of: Vec<usize> = Vec::new();
+        for (i, order) in orders.iter().enumerate() {
+            let twin = distinct.iter().position(|&d| twins(&orders[d], order));
+            twin_of.push(twin.unwrap_or_else(|| {
+                distinct.push(i);
+                distinct.len() - 1
+            }));
+        }
+        // An island counts only if it does more than its clusters apart, or reaches the demand by itself.
+        let need = |order: &[usize]| match scenario.outer {
+            None => demand - 0.5,
+            Some(_) => order.iter().map(|g| alone[g]).sum(),
+        };
+        let bound = |&i: &usize| {
+            let order = &orders[i];
             let share: f64 = order.iter().map(|g| alone[g]).sum();
             let weight = |g: &usize| if share > 0.0 { alone[g] / share } else { 1.0 / order.len() as f64 };
             let weights: Vec<f64> = order.iter().map(weight).collect();
-            let twin = bounded.iter().find(|(o, _)| {
-                o.len() == order.len()
-                    && o.iter().zip(&order).all(|(a, b)| self.alike(scenario, *a, *b))
-                    && o.windows(2).zip(order.windows(2)).all(|(a, b)| self.joined_alike(a, b))
-            });
-            let (most, relaxed) = match twin {
-                Some((twin, (most, relaxed))) => (*most, moved_to(relaxed, twin, &order)),
-                None => {
-                    let found = self.at_most(scenario, &order, &weights, step_s, need);
-                    bounded.push((order.clone(), found.clone()));
-                    found
-                }
-            };
-            let most = most.min(shared_bound(self.modes, &order, step_s));
-            if most > need {
+            at_most(self.modes, self.tables, scenario, order, &weights, (step_s, need(order)), self.deadline)
+        };
+        let bounded: Vec<(f64, Vec<Relaxed>)> = distinct.par_iter().map(bound).collect();
+        for (order, &twin) in orders.iter().zip(&twin_of) {
+            let (most, relaxed) = &bounded[twin];
+            let most = most.min(shared_bound(self.modes, order, step_s));
+            if most > need(order) {
                 let mut set = order.clone();
                 set.sort_unstable();
-                at_most.push((set, most));
-                promising.push((order, relaxed));
+                at_most_of.push((set, most));
+                promising.push((order.clone(), moved_to(relaxed, &orders[distinct[twin]], order)));
             }
         }
-        if std::env::var("TRACE").is_ok() { eprintln!("   alone sum {} at most {} pairs {:?}", alone.values().sum::<f64>(), at_most.len()-blocks.len(), &at_most[blocks.len()..].iter().take(6).map(|(s,v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>())).collect::<Vec<_>>()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!(
+                "   alone sum {} at most {} pairs {:?}",
+                alone.values().sum::<f64>(),
+                at_most_of.len() - blocks.len(),
+                &at_most_of[blocks.len()..]
+                    .iter()
+                    .take(6)
+                    .map(|(s, v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>()))
+                    .collect::<Vec<_>>()
+            );
+        }
         if promising.is_empty() {
             return Ok(Attempt::Infeasible);
         }
-        let bound = partition(&at_most, self.modes[0].groups.len(), scenario.islands)?;
+        let bound = partition(&at_most_of, self.modes[0].groups.len(), scenario.islands)?;
         if bound.is_none_or(|b| b.0 < demand - 1e-6) {
             return Ok(Attempt::Infeasible);
         }
@@ -256,7 +290,9 @@ impl Blocks<'_> {
             blocks.push((set, worth.sequences.min(shared_bound(self.modes, &order, step_s))));
             worths.push(worth);
         }
-        if std::env::var("TRACE").is_ok() { eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>());
+        }
         Ok(if self.divide(scenario, &blocks, &worths, demand)? { Attempt::Found } else { Attempt::Open })
     }
 
@@ -425,13 +461,15 @@ impl Blocks<'_> {
         let mut found: BTreeMap<&[u32], (u64, usize, Work)> = BTreeMap::new();
         for r in ready {
             let space = &self.modes[r.mode];
-            let used = r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
+            let used =
+                r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
             if !used || r.outline.devices.iter().zip(&space.groups).any(|(u, g)| *u > g.gpus) {
                 continue;
             }
             let known = found.get(r.outline.devices.as_slice()).map_or(0, |f| f.0);
             let sync = sync(space, scenario, low);
-            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, priced, known) else {
+            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, priced, known)
+            else {
                 continue;
             };
             found.insert(&r.outline.devices, (sequences, r.column, work));
@@ -445,7 +483,8 @@ impl Blocks<'_> {
         let mut taken: Vec<(Item, (usize, Work))> = Vec::new();
         for entry in kept {
             let replaced = taken.iter().any(|(t, _)| {
-                t.sequences >= entry.0.sequences && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
+                t.sequences >= entry.0.sequences
+                    && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
             });
             if !replaced {
                 taken.push(entry);
@@ -455,69 +494,6 @@ impl Blocks<'_> {
     }
 
     // Several clusters.
-
-    /// What an island over an order of clusters could do at most, and its promising pipelines.
-    fn at_most(
-        &self,
-        scenario: &Scenario,
-        order: &[usize],
-        weights: &[f64],
-        step_s: f64,
-        need: f64,
-    ) -> (f64, Vec<Relaxed>) {
-        let space = &self.modes[0];
-        let fewest = order.iter().map(|&g| space.groups[g].gpus).min().unwrap_or(0);
-        let sizes: Vec<(u32, u32)> = match space.may_be_dense() {
-            true => SIZES.iter().copied().filter(|s| s.0 <= fewest).map(|(l, h)| (l, h.min(fewest))).collect(),
-            false => vec![(1, 1)],
-        };
-        let degrees = degrees(space, order);
-        let mut best = 0.0;
-        let mut promising: Vec<(f64, Vec<Relaxed>)> = Vec::new();
-        for cut in cuts(space, self.modes, order, step_s, need) {
-            if self.late() {
-                // Unknown is no proof.
-                return (1e12, vec![]);
-            }
-            let mut of_size: Vec<Vec<Relaxed>> = vec![vec![]; sizes.len()];
-            let mut wanted = Wanted { step_s, need, most: fewest, weights };
-            for teams in &degrees {
-                // By microbatch size: whether what is kept was ever too much, so that recomputing could help.
-                let mut kept_too_much: BTreeMap<u32, bool> = BTreeMap::new();
-                for (mode, space) in self.modes.iter().enumerate() {
-                    if kept_too_much.get(&space.micro_batch) == Some(&false)
-                        || busy_bound(space, &cut, teams, weights, step_s, fewest, need) <= need
-                    {
-                        continue;
-                    }
-                    let Some(pace) = Pace::new(space, mode, &cut, teams, &wanted) else { continue };
-                    let mut tight = false;
-                    for (&(low, high), found) in sizes.iter().zip(&mut of_size) {
-                        wanted.most = high;
-                        let sync = sync(space, scenario, low);
-                        tight |= pace.pipelines(&self.tables[mode], &sync, &wanted, found) == Tight::Memory;
-                    }
-                    kept_too_much.insert(space.micro_batch, tight);
-                }
-            }
-            let (mut of_cut, mut of_cut_most) = (Vec::new(), 0.0);
-            for (&(_, high), mut relaxed) in sizes.iter().zip(of_size) {
-                let (most, weights) = weighed(space, &relaxed, order, high);
-                if most > need {
-                    of_cut_most = f64::max(of_cut_most, most);
-                    relaxed.sort_by(|a, b| rate(space, b, &weights).total_cmp(&rate(space, a, &weights)));
-                    relaxed.truncate(PROMISING_PIPELINES);
-                    of_cut.extend(relaxed);
-                }
-            }
-            if of_cut_most > need {
-                best = f64::max(best, of_cut_most);
-                promising.push((of_cut_most, of_cut));
-            }
-        }
-        promising.sort_by(|a, b| b.0.total_cmp(&a.0));
-        (best, promising.into_iter().take(PROMISING_CUTS).flat_map(|p| p.1).collect())
-    }
 
     /// Real columns of relaxed pipelines; those already known are not made again.
     fn realise(&mut self, relaxed: Vec<Relaxed>) -> Vec<usize> {
@@ -534,6 +510,70 @@ impl Blocks<'_> {
         }
         columns
     }
+}
+
+/// What an island over an order of clusters could do at most, and its promising pipelines.
+fn at_most(
+    modes: &[Space],
+    tables: &[Tables],
+    scenario: &Scenario,
+    order: &[usize],
+    weights: &[f64],
+    (step_s, need): (f64, f64),
+    deadline: Instant,
+) -> (f64, Vec<Relaxed>) {
+    let space = &modes[0];
+    let fewest = order.iter().map(|&g| space.groups[g].gpus).min().unwrap_or(0);
+    let sizes: Vec<(u32, u32)> = match space.may_be_dense() {
+        true => SIZES.iter().copied().filter(|s| s.0 <= fewest).map(|(l, h)| (l, h.min(fewest))).collect(),
+        false => vec![(1, 1)],
+    };
+    let degrees = degrees(space, order);
+    let mut best = 0.0;
+    let mut promising: Vec<(f64, Vec<Relaxed>)> = Vec::new();
+    for cut in cuts(space, modes, order, step_s, need) {
+        if Instant::now() >= deadline {
+            // Unknown is no proof.
+            return (1e12, vec![]);
+        }
+        let mut of_size: Vec<Vec<Relaxed>> = vec![vec![]; sizes.len()];
+        let mut wanted = Wanted { step_s, need, most: fewest, weights };
+        for teams in &degrees {
+            // By microbatch size: whether what is kept was ever too much, so that recomputing could help.
+            let mut kept_too_much: BTreeMap<u32, bool> = BTreeMap::new();
+            for (mode, space) in modes.iter().enumerate() {
+                if kept_too_much.get(&space.micro_batch) == Some(&false)
+                    || busy_bound(space, &cut, teams, weights, step_s, fewest, need) <= need
+                {
+                    continue;
+                }
+                let Some(pace) = Pace::new(space, mode, &cut, teams, &wanted) else { continue };
+                let mut tight = false;
+                for (&(low, high), found) in sizes.iter().zip(&mut of_size) {
+                    wanted.most = high;
+                    let sync = sync(space, scenario, low);
+                    tight |= pace.pipelines(&tables[mode], &sync, &wanted, found) == Tight::Memory;
+                }
+                kept_too_much.insert(space.micro_batch, tight);
+            }
+        }
+        let (mut of_cut, mut of_cut_most) = (Vec::new(), 0.0);
+        for (&(_, high), mut relaxed) in sizes.iter().zip(of_size) {
+            let (most, weights) = weighed(space, &relaxed, order, high);
+            if most > need {
+                of_cut_most = f64::max(of_cut_most, most);
+                relaxed.sort_by(|a, b| rate(space, b, &weights).total_cmp(&rate(space, a, &weights)));
+                relaxed.truncate(PROMISING_PIPELINES);
+                of_cut.extend(relaxed);
+            }
+        }
+        if of_cut_most > need {
+            best = f64::max(best, of_cut_most);
+            promising.push((of_cut_most, of_cut));
+        }
+    }
+    promising.sort_by(|a, b| b.0.total_cmp(&a.0));
+    (best, promising.into_iter().take(PROMISING_CUTS).flat_map(|p| p.1).collect())
 }
 
 /// What replicas are charged for synchronisation.
@@ -613,7 +653,8 @@ fn shared_bound(modes: &[Space], order: &[usize], step_s: f64) -> f64 {
         let mut bytes = vec![0.0; space.pools.len()];
         for pair in order.windows(2) {
             let way = space.link(pair[0], pair[1]).expect("orders keep to links");
-            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.crossing(way, space.codec(way, mean_s), 1).1);
+            let codecs =
+                [f64::INFINITY, 0.0].map(|mean_s| space.crossing(way, space.codec(way, mean_s), 1).1);
             way.pools.iter().for_each(|&p| bytes[p] += codecs[0].min(codecs[1]) as f64);
         }
         let pass = bytes.iter().zip(&space.pools).filter(|(b, _)| **b > 0.0);
@@ -732,7 +773,10 @@ fn degrees(space: &Space, order: &[usize]) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]];
     for &g in order {
         let teams = 0..space.groups[g].teams.len();
-        all = all.into_iter().flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat())).collect();
+        all = all
+            .into_iter()
+            .flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat()))
+            .collect();
     }
     all
 }
@@ -803,4 +847,3 @@ fn share_out(modes: &[Space], mut members: Vec<Member>, sequences: u32) -> Optio
     }
     Some(members)
 }
-

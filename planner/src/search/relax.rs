@@ -7,8 +7,8 @@
 //!   stages     filled from the last backwards, each as full as it may be: no pipeline of this beat has fewer
 //!   m(b)       1 + (T - sync - fill) / b, fill with the crossings between clusters, b at least the longest of them
 //! ```
-//! Only beats at which some stage's layers change matter. Crossings inside clusters, the wait for the others and the order
-//! of unequal stages are ignored, so real columns offer no more: the bound stands.
+//! Only beats at which some stage's layers change matter. How stages wait for their neighbours and the order of
+//! unequal stages are ignored, so real columns offer no more: the bound stands.
 //!
 //! Not here: what is chosen (`blocks`).
 
@@ -16,7 +16,7 @@ use crate::cost::pipeline::Crossing;
 
 use super::column::{Run, microbatches};
 use super::market::Tables;
-use super::space::{Space, Team};
+use super::space::{Space, Team, Way};
 use super::sync::Sync;
 
 /// A pipeline as good as any over these runs at this pace, if crossings were free.
@@ -63,7 +63,13 @@ pub(crate) enum Tight {
 
 impl<'p> Pace<'p> {
     /// `None` where not even the first microbatch is through in time.
-    pub fn new(space: &'p Space<'p>, mode: usize, cut: &'p Cut, teams: &'p [usize], wanted: &Wanted) -> Option<Self> {
+    pub fn new(
+        space: &'p Space<'p>,
+        mode: usize,
+        cut: &'p Cut,
+        teams: &'p [usize],
+        wanted: &Wanted,
+    ) -> Option<Self> {
         let team = |i: usize| -> Team { space.groups[cut[i].0].teams[teams[i]] };
         let last = cut.len() - 1;
         let compute_s: f64 =
@@ -89,7 +95,13 @@ impl<'p> Pace<'p> {
     }
 
     /// The relaxed pipelines that are wanted, for an island of `sync`'s size.
-    pub fn pipelines(&self, tables: &Tables, sync: &Sync, wanted: &Wanted, found: &mut Vec<Relaxed>) -> Tight {
+    pub fn pipelines(
+        &self,
+        tables: &Tables,
+        sync: &Sync,
+        wanted: &Wanted,
+        found: &mut Vec<Relaxed>,
+    ) -> Tight {
         let (space, step_s) = (self.space, wanted.step_s);
         let sequences = |microbatches: u32| u64::from(microbatches) * u64::from(space.micro_batch);
         let share = |stages: &[u32]| -> f64 {
@@ -112,8 +124,14 @@ impl<'p> Pace<'p> {
             if sequences(most) as f64 * beat_s <= wanted.need * self.work_s {
                 continue;
             }
-            let stages = fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
+            let stages =
+                fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
             let Some(stages) = stages else { continue };
+            // All of a pipeline's stages and crossings in turn: as many microbatches as stages in one round trip.
+            let inside_s = inside_crossings_s(space, self.cut, self.teams, &stages);
+            let fill_s = self.fill_s + inside_s;
+            let beat_s = beat_s.max(fill_s / f64::from(stages.iter().sum::<u32>()));
+            let most = microbatches(step_s, fill_s, beat_s).min(space.microbatches);
             if sequences(most) as f64 <= wanted.need * share(&stages) {
                 continue;
             }
@@ -126,7 +144,7 @@ impl<'p> Pace<'p> {
             };
             let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
             let sync_s = sync_floor_s(space, sync, &runs);
-            let done = sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
+            let done = sequences(microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches));
             let pays = done as f64 > wanted.need * share(&stages)
                 && done as f64 * f64::from(wanted.most) > wanted.need;
             // A longer beat with as many stages does less.
@@ -201,6 +219,23 @@ fn fewest_stages(
         }
     }
     Some(counts)
+}
+
+/// Down and back between the stages inside clusters, hosts filled from their first GPU.
+fn inside_crossings_s(space: &Space, cut: &Cut, teams: &[usize], stages: &[u32]) -> f64 {
+    let run = |i: usize| {
+        let group = &space.groups[cut[i].0];
+        let team = &group.teams[teams[i]];
+        let between_hosts = (stages[i] - 1) / (group.per_host / team.size);
+        let delay_s = |way: &Way| {
+            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.codec(way, mean_s));
+            let delays = codecs.map(|codec| space.crossing(way, codec, team.size).0.delay_s());
+            delays[0].min(delays[1])
+        };
+        let within = stages[i] - 1 - between_hosts;
+        2.0 * (f64::from(between_hosts) * delay_s(&group.nic) + f64::from(within) * delay_s(&group.bus))
+    };
+    (0..cut.len()).map(run).sum()
 }
 
 fn sync_floor_s(space: &Space, sync: &Sync, runs: &[Run]) -> f64 {

@@ -172,7 +172,8 @@ impl<'a> Space<'a> {
         Codec::Subspace { rank: rank.clamp(1, self.model.hidden.saturating_sub(1).max(1)) }
     }
 
-    /// What may be exchanged between islands: all the engine can where it is left to us.
+    /// What may be exchanged between islands. Left to us, the cheapest kind that the engine can: gradients stay inside
+    /// islands and pseudo-gradients leave them.
     pub fn outer_kinds(&self) -> Vec<(ExchangeKind, u32)> {
         use ExchangeChoice::{Dense, Sparse, Streaming};
         let kind = |choice: &ExchangeChoice| match choice {
@@ -181,7 +182,10 @@ impl<'a> Space<'a> {
             Sparse => (ExchangeKind::Sparse { top_k: self.options.top_k }, self.options.sync_every),
         };
         match &self.model.exchange {
-            ExchangeChoice::Auto => self.limits.exchanges.iter().map(kind).collect(),
+            ExchangeChoice::Auto => {
+                let able = [Sparse, Streaming, Dense].into_iter().find(|k| self.limits.exchanges.contains(k));
+                able.iter().map(kind).collect()
+            }
             forced => vec![kind(forced)],
         }
     }
