@@ -189,6 +189,7 @@ fn fabric(name: &str, hosts: u32, gpus: u32) -> Fabric {
             efficiency: 0.5,
             memory_bytes_per_s: None,
             price_usd_per_hour: None,
+            profile: None,
         },
         intra: Hop { rate_bytes_per_s: 300e9, latency_s: 2e-6 },
         nic: Nic { class: NicClass::Infiniband, rate_bytes_per_s: 25e9, count: 4, latency_s: 5e-6 },

@@ -257,7 +257,7 @@ pub fn search_within(
         let mut best_s = best.as_ref().map_or(f64::INFINITY, |b| b.1);
         let floor_s = modes.iter().map(|s| rate_floor_s(s, &scope.clusters)).fold(f64::INFINITY, f64::min);
         let mut found = None;
-        let loose = modes[0].outer_kinds().len() > 0
+        let loose = !modes[0].outer_kinds().is_empty()
             && (!limits.nested || scope.clusters.iter().any(|&g| modes[0].may_drift(std::iter::once(g))));
         if !pool.complete {
             let (best, bound) = (None, f64::INFINITY);

@@ -126,30 +126,31 @@ impl Blocks<'_> {
     fn explore(&mut self, scenario: &Scenario, floor_s: f64) -> Result<f64, SearchError> {
         // At `low` even the least synchronisation allows no plan; at `high` it allows one.
         let (mut low, mut high) = (floor_s, f64::INFINITY);
-        // Where to look while nothing is found: in growing steps above the floor.
-        let mut reach = self.gap.max(1e-3);
         let mut unproven = f64::INFINITY;
+        // Near the incumbent first, most often one proof ends it; then further down, or up from the floor.
+        let (mut down, mut up) = (self.gap, self.gap.max(1e-3));
         loop {
             let wanted = high.min(self.best_s).min(unproven);
-            if low >= wanted * (1.0 - self.gap) || self.late() {
+            let closing = wanted * (1.0 - self.gap);
+            if low >= closing * (1.0 - 1e-9) || self.late() {
                 break;
             }
-            // Near the incumbent: most often one proof ends it.
-            let closing = wanted * (1.0 - self.gap);
-            let middle = match wanted.is_finite() {
-                true if high.min(unproven) > self.best_s => closing,
-                true => 0.5 * (low + closing),
-                false => low * (1.0 + reach),
+            let middle = if wanted.is_infinite() {
+                up *= 2.0;
+                low * (1.0 + 0.5 * up)
+            } else if low > floor_s && closing - low > 0.5 * self.gap * closing {
+                0.5 * (low + closing)
+            } else if low > floor_s {
+                closing
+            } else {
+                down *= 2.0;
+                f64::max(wanted.min(self.best_s) * (1.0 - 0.5 * down), 0.5 * (low + wanted))
             };
-            reach *= 2.0;
             match self.attempt(scenario, middle, (Pricing::Least, Breadth::Several))? {
                 Attempt::Found => high = high.min(middle),
                 Attempt::Infeasible => low = middle,
                 // No proof here; perhaps a little lower.
                 Attempt::Open => unproven = unproven.min(middle),
-            }
-            if unproven.is_finite() && low >= unproven * (1.0 - 0.25 * self.gap) {
-                break;
             }
             if low > 1e6 * floor_s {
                 low = f64::INFINITY;
@@ -173,25 +174,6 @@ impl Blocks<'_> {
     }
 
     fn attempt(
-        &mut self,
-        scenario: &Scenario,
-        step_s: f64,
-        how: (Pricing, Breadth),
-    ) -> Result<Attempt, SearchError> {
-        let t0 = Instant::now();
-        let a = self.attempt2(scenario, step_s, how)?;
-        if std::env::var("TRACE").is_ok() {
-            eprintln!(
-                "{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}",
-                scenario.outer,
-                self.best_s,
-                t0.elapsed()
-            );
-        }
-        Ok(a)
-    }
-
-    fn attempt2(
         &mut self,
         scenario: &Scenario,
         step_s: f64,
@@ -263,18 +245,6 @@ impl Blocks<'_> {
                 promising.push((order.clone(), moved_to(relaxed, &orders[distinct[twin]], order)));
             }
         }
-        if std::env::var("TRACE").is_ok() {
-            eprintln!(
-                "   alone sum {} at most {} pairs {:?}",
-                alone.values().sum::<f64>(),
-                at_most_of.len() - blocks.len(),
-                &at_most_of[blocks.len()..]
-                    .iter()
-                    .take(6)
-                    .map(|(s, v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>()))
-                    .collect::<Vec<_>>()
-            );
-        }
         if promising.is_empty() {
             return Ok(Attempt::Infeasible);
         }
@@ -289,9 +259,6 @@ impl Blocks<'_> {
             let worth = self.worth(scenario, &columns, &set, step_s, pricing)?;
             blocks.push((set, worth.sequences.min(shared_bound(self.modes, &order, step_s))));
             worths.push(worth);
-        }
-        if std::env::var("TRACE").is_ok() {
-            eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>());
         }
         Ok(if self.divide(scenario, &blocks, &worths, demand)? { Attempt::Found } else { Attempt::Open })
     }
@@ -426,17 +393,17 @@ impl Blocks<'_> {
         let most = (gpus / fewest).min(space.model.global_batch).min(self.scope.max_replicas);
         let dense = space.may_be_dense();
         let sizes = std::iter::once((1, 1)).chain(brackets(if dense { most } else { 1 }));
-        let mut open: Vec<(f64, (u32, u32), Vec<Item>, Vec<(usize, Work)>)> = Vec::new();
+        let mut open: Vec<(f64, (u32, u32), Shapes)> = Vec::new();
         for size in sizes {
             let (items, works) = self.items(scenario, ready, size, priced);
             let hull = hull(space, &items, clusters, size);
             if hull > best.sequences {
-                open.push((hull, size, items, works));
+                open.push((hull, size, (items, works)));
             }
         }
         open.sort_by(|a, b| b.0.total_cmp(&a.0));
         let supply: Vec<u32> = space.groups.iter().map(|g| g.gpus).collect();
-        for (hull, size, items, works) in open {
+        for (hull, size, (items, works)) in open {
             if hull <= best.sequences * (1.0 + 1e-9) {
                 break;
             }
@@ -457,7 +424,7 @@ impl Blocks<'_> {
         ready: &[Ready],
         (low, _): (u32, u32),
         priced: (f64, Pricing),
-    ) -> (Vec<Item>, Vec<(usize, Work)>) {
+    ) -> Shapes {
         let mut found: BTreeMap<&[u32], (u64, usize, Work)> = BTreeMap::new();
         for r in ready {
             let space = &self.modes[r.mode];
@@ -575,6 +542,9 @@ fn at_most(
     promising.sort_by(|a, b| b.0.total_cmp(&a.0));
     (best, promising.into_iter().take(PROMISING_CUTS).flat_map(|p| p.1).collect())
 }
+
+/// Shapes to pack, and the column and work behind each.
+type Shapes = (Vec<Item>, Vec<(usize, Work)>);
 
 /// What replicas are charged for synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

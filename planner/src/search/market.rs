@@ -107,6 +107,9 @@ impl Tables {
     }
 }
 
+/// What offers that compete have in common: place, GPUs, bytes.
+type Rivals = (Place, Vec<u32>, Vec<u64>);
+
 /// The offers of a scenario at a step time. With `rounded` sizes of islands a bracket pays for its fewest replicas.
 pub(crate) fn market(
     modes: &[Space],
@@ -119,7 +122,7 @@ pub(crate) fn market(
     let gathers = space.may_be_dense() && (scenario.outer.is_none() || space.limits.nested);
     let mut islands: Vec<Island> = Vec::new();
     let mut island_of: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-    let mut found: BTreeMap<(Place, Vec<u32>, Vec<u64>), (Offer, Deal)> = BTreeMap::new();
+    let mut found: BTreeMap<Rivals, (Offer, Deal)> = BTreeMap::new();
     for (index, column) in pool.columns.iter().enumerate() {
         let outline = &column.outline;
         let inside = |(g, n): (usize, &u32)| *n == 0 || scenario.clusters.contains(&g);

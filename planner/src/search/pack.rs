@@ -57,7 +57,7 @@ fn gcd(a: u32, b: u32) -> u32 {
 fn most_replicas(items: &[Item], supply: &[u32], most: u32) -> u32 {
     let fit = |g: usize| {
         let fewest = items.iter().map(|i| i.devices[g]).min().unwrap_or(0);
-        if fewest == 0 { u32::MAX } else { supply[g] / fewest }
+        supply[g].checked_div(fewest).unwrap_or(u32::MAX)
     };
     (0..supply.len()).map(fit).min().unwrap_or(0).min(most)
 }

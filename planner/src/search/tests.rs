@@ -132,10 +132,8 @@ impl Enumeration<'_> {
                 let group = self.group(&seat.placement.host);
                 *bytes <= self.space.groups[group].memory_bytes
             });
-            if fits {
-                if cost.iteration_s < self.best_s {
-                    (self.best_s, self.best) = (cost.iteration_s, format!("{:?} {exchange:?}", shape(&plan)));
-                }
+            if fits && cost.iteration_s < self.best_s {
+                (self.best_s, self.best) = (cost.iteration_s, format!("{:?} {exchange:?}", shape(&plan)));
             }
         }
     }
