@@ -316,6 +316,8 @@ pub(crate) fn configured(mut model: highs::Model, time_limit_s: f64) -> highs::M
     model.set_option("mip_feasibility_tolerance", 1e-9);
     model.set_option("primal_feasibility_tolerance", 1e-9);
     model.set_option("time_limit", time_limit_s);
+    // Programs here are small, and some sent the presolve of HiGHS 1.15 round for minutes.
+    model.set_option("presolve", "off");
     model
 }
 

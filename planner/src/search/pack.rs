@@ -140,7 +140,6 @@ fn solve(
     model = model.with(constraint!(all.clone() <= most)).with(all.geq(f64::from(fewest)));
     let mut model = configured(model.into_inner(), 10.0);
     model.set_option("mip_rel_gap", 1e-4);
-    model.set_option("presolve", "off");
     let solved = model.solve();
     match solved.status() {
         HighsModelStatus::Optimal | HighsModelStatus::ReachedTimeLimit => {

@@ -46,17 +46,21 @@ pub(crate) struct Column {
     pub outline: Outline,
 }
 
-/// More columns than this are not listed.
+/// More columns than this are not listed: few GPUs, or few columns.
 const MOST_COLUMNS: usize = 8_000;
+const FEW_GPUS: u32 = 16;
+const MOST_COLUMNS_OF_MANY_GPUS: usize = 1_000;
 
 impl Pool {
     /// The columns of a scope; `tables`: how many memory tables a mode has.
     pub fn new(modes: &[Space], scope: &Scope, tables: usize) -> Self {
         let orders = orders(&modes[0], &scope.clusters);
+        let gpus: u32 = scope.clusters.iter().map(|&g| modes[0].groups[g].gpus).sum();
+        let most = if gpus <= FEW_GPUS { MOST_COLUMNS } else { MOST_COLUMNS_OF_MANY_GPUS };
         let mut count = 0;
         let mut fits = |_: &[Run], _: u32| {
             count += modes.len();
-            count <= MOST_COLUMNS
+            count <= most
         };
         let complete = orders.iter().all(|order| walk(&modes[0], order, &mut fits));
         let mut pool = Self {

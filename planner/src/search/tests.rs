@@ -379,7 +379,7 @@ fn runs(plan: &Plan) -> Vec<Vec<(String, u32)>> {
 #[test]
 fn dense_exchange_keeps_peers_in_one_fabric_and_pipelines_cross_as_in_holmes() {
     let model = Model { exchange: ExchangeChoice::Dense, ..holmes(30, 3072, 512) };
-    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..EngineLimits::NATIVE };
+    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, nested: true, ..EngineLimits::NATIVE };
     let mut cluster = hybrid(2);
     cluster.clusters[1].gpu.efficiency = 0.4;
     let found = search(&cluster, &model, &limits, &SearchOptions::default()).unwrap();
@@ -500,7 +500,7 @@ fn too_many_columns_are_thinned_and_the_bound_stays_honest() {
     cluster.clusters.push(third);
     cluster.links.extend([link("ib", "eth", 1e9, 1e-3), link("roce", "eth", 1e9, 1e-3)]);
     let options = SearchOptions { gap: 0.1, ..SearchOptions::default() };
-    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, ..EngineLimits::NATIVE };
+    let limits = EngineLimits { recomputes: EngineLimits::ANY.recomputes, nested: true, ..EngineLimits::NATIVE };
     let found = search(&cluster, &holmes(30, 3072, 768), &limits, &options).unwrap();
     assert!(found.thinned);
     assert_sound(&found);
