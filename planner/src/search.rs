@@ -33,7 +33,7 @@ mod place;
 mod pool;
 mod relax;
 mod solve;
-mod space;
+pub(crate) mod space;
 mod sync;
 mod terms;
 #[cfg(test)]
