@@ -128,11 +128,15 @@ fn print(outcomes: &[Outcome]) {
     ));
 }
 
+/// A plan faster by less is as good.
+const NEAR: f64 = 0.01;
+
 /// A bound above a legal plan's closed form is a mistake; a faster plan beyond the gap, a difference of the two judges.
 fn verdict(outcome: &Outcome) -> &'static str {
     match () {
         () if outcome.bound_excess() > 1e-6 => "DISPROVEN",
-        () if outcome.simulated_excess() > outcome.solver.gap.max(0.01) => "BEATEN",
+        () if outcome.simulated_excess() > outcome.solver.gap.max(NEAR) => "BEATEN",
+        () if outcome.simulated_excess() > NEAR => "in gap",
         () => "stands",
     }
 }
