@@ -61,7 +61,7 @@ fn is_too_small(space: &Space) -> bool {
     let holds = |g: &Group| {
         let of_team = |t: &Team| {
             let owners = if space.limits.zero1 { space.groups.iter().map(|g| g.gpus).sum() } else { 1 };
-            let layer = |n| space.rank_bytes(1..n + 1, t.size, 1, None, owners);
+            let layer = |n: u32| space.rank_bytes(1..n + 1, t.size, 1, None, owners);
             // Bytes are linear in layers: those of none of them taken off.
             let (one, two) = (layer(1), layer(2));
             let most = 1.0 + (g.memory_bytes - one) / (two - one);
