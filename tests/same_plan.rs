@@ -6,7 +6,7 @@ use std::process::Command;
 /// Inventory, model, options.
 const PROBLEMS: &[(&str, &str, &[&str])] = &[
     ("quickstart/cluster.toml", "quickstart/model.toml", &["--native"]),
-    ("clusters/holmes-hybrid-2.toml", "models/gpt-3.6b.toml", &[]),
+    ("clusters/holmes-hybrid-2.toml", "models/gpt-3.6b.toml", &["--gap", "5%"]),
 ];
 
 #[test]

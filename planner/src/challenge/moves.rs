@@ -37,7 +37,7 @@ pub(super) fn draw(ground: &Ground, random: &mut Random) -> Option<Sketch> {
         let mode = if random.happens(0.2) { random.below(ground.spaces.len()) } else { base };
         draw_island(ground, random, island, mode, &mut lines);
     }
-    let mut sketch = Sketch { lines, outer: random.below(ground.outer.len()) };
+    let mut sketch = Sketch { lines, outer: random.below(ground.outer.len()), gathers: random.happens(0.5) };
     deal(ground, &mut sketch).then_some(sketch)
 }
 
@@ -293,6 +293,10 @@ fn rearrange(ground: &Ground, sketch: &mut Sketch, random: &mut Random) -> Optio
 
 /// Chunks or the exchange.
 fn small(ground: &Ground, sketch: &mut Sketch, random: &mut Random) -> bool {
+    if random.happens(0.2) {
+        sketch.gathers = !sketch.gathers;
+        return true;
+    }
     if random.happens(0.3) {
         sketch.outer = random.below(ground.outer.len());
         return false;

@@ -3,7 +3,7 @@
 //! ```text
 //!   run       consecutive stages in one cluster under one tensor-parallel degree; at most one a cluster in a replica
 //!   replica   runs whose neighbours are joined; chunks of a rank, of a replica in one cluster only
-//!   island    replicas of equal (cluster, layers) by run: dense, their states sharded
+//!   island    replicas of equal (cluster, layers) by run: dense, their states sharded; where they may drift, perhaps not
 //!   cluster   belongs to one island, unless replicas in it may drift apart
 //!   outer     what several islands exchange; codecs follow from ways and stages as the space says
 //! ```
@@ -76,6 +76,8 @@ pub(super) struct Sketch {
     pub lines: Vec<Line>,
     /// Between islands, should there be several: index into [`Ground::outer`].
     pub outer: usize,
+    /// Equal signatures are islands also where replicas may drift apart; else each replica there is alone.
+    pub gathers: bool,
 }
 
 /// What sketches are drawn on.
@@ -180,7 +182,9 @@ impl<'a> Ground<'a> {
         let lines = (0..plan.replicas.len()).map(|r| self.line_of(plan, r)).collect::<Option<Vec<_>>>()?;
         let outer =
             plan.exchange.iter().find_map(|e| self.outer.iter().position(|o| *o == (e.kind, e.every)));
-        Some(Sketch { lines, outer: outer.unwrap_or(0) })
+        let inner = plan.exchange.iter().filter(|e| e.kind == ExchangeKind::Dense);
+        let gathers = inner.flat_map(|e| &e.replicas).any(|&r| self.may_drift(&lines[r as usize]));
+        Some(Sketch { lines, outer: outer.unwrap_or(0), gathers })
     }
 
     fn line_of(&self, plan: &Plan, index: usize) -> Option<Line> {
@@ -230,6 +234,10 @@ impl<'a> Ground<'a> {
                 .runs
                 .iter()
                 .all(|r| !r.layers.is_empty() && self.team(line.mode, r.cluster, r.team).is_some())
+    }
+
+    fn may_drift(&self, line: &Line) -> bool {
+        self.spaces[0].may_drift(line.runs.iter().map(|r| r.cluster))
     }
 
     /// A cluster in which replicas may not drift apart belongs to one island.
@@ -325,9 +333,10 @@ impl<'a> Ground<'a> {
     }
 
     fn exchanges(&self, sketch: &Sketch) -> Vec<Exchange> {
-        let mut islands: BTreeMap<Vec<(usize, u32)>, Vec<u32>> = BTreeMap::new();
+        let mut islands: BTreeMap<(Vec<(usize, u32)>, u32), Vec<u32>> = BTreeMap::new();
         for (index, line) in (0..).zip(&sketch.lines) {
-            islands.entry(line.signature()).or_default().push(index);
+            let alone = !sketch.gathers && self.may_drift(line);
+            islands.entry((line.signature(), if alone { index } else { u32::MAX })).or_default().push(index);
         }
         let several = islands.len() > 1;
         let dense = |replicas| Exchange { replicas, kind: ExchangeKind::Dense, every: 1, zero1: true };
