@@ -1,5 +1,7 @@
 //! `narrows bench`: the figures of docs/performance.md, re-run.
 
+mod challenge;
+mod plan;
 mod truth;
 
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use narrows_planner::plan::{self, Codec, Plan, Replica, Stage};
+use narrows_planner::plan::{self as plan_file, Codec, Plan, Replica, Stage};
 use narrows_planner::units::human_time;
 use narrows_runtime::emulate::Emulation;
 use narrows_runtime::launch::Outcome;
@@ -41,6 +43,8 @@ enum What {
         out: PathBuf,
     },
     Truth(truth::Truth),
+    Plan(plan::Plan),
+    Challenge(challenge::Challenge),
 }
 
 /// Runs it.
@@ -48,6 +52,8 @@ pub fn run(args: Bench) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Losses { run, steps, out } => losses(&run, steps, &out),
         What::Truth(args) => truth::run(args),
+        What::Plan(args) => plan::run(args),
+        What::Challenge(args) => challenge::run(args),
     }
 }
 
@@ -85,7 +91,7 @@ fn losses(path: &Path, steps: Option<u64>, out: &Path) -> anyhow::Result<ExitCod
 fn train_variant(run: &Run, plan: &Plan, out: &Path, name: &str) -> anyhow::Result<(f64, f64, Option<f64>)> {
     std::fs::create_dir_all(out.parent().unwrap_or(Path::new(".")))?;
     let plan_path = out.with_extension("plan.json");
-    plan::write(plan, &plan_path)?;
+    plan_file::write(plan, &plan_path)?;
     let run = Run { plan: Some(plan_path), out: out.to_owned(), ..run.clone() };
     let prepared = train::prepare(&run, Start::Fresh)?;
     note(format_args!("{name}: {} ranks, {} steps", plan.world_size(), run.settings.steps));
@@ -109,7 +115,8 @@ fn train_variant(run: &Run, plan: &Plan, out: &Path, name: &str) -> anyhow::Resu
 /// The whole model and batch on the plan's first rank.
 fn one_process(plan: &Plan) -> Plan {
     let first = plan.seats()[0].placement.clone();
-    let stage = Stage { layers: [0, plan.model.layers], ranks: vec![plan::Placement { rank: 0, ..first }] };
+    let stage =
+        Stage { layers: [0, plan.model.layers], ranks: vec![plan_file::Placement { rank: 0, ..first }] };
     let microbatches = plan.replicas.iter().map(|r| r.microbatches).sum();
     Plan {
         replicas: vec![Replica {

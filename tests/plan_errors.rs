@@ -177,10 +177,151 @@ fn a_published_model_that_cannot_be_planned_is_refused() {
 fn a_problem_without_a_plan_names_the_constraint_that_cannot_hold() {
     #[rustfmt::skip]
     check(MODEL, &["--native"], &[
-        ("layers   = 4", "layers   = 4000", &["does not fit"]),
-        ("precision    = \"fp32\"", "precision    = \"fp32\"\nrecompute = \"full\"", &["recompute = \"full\""]),
-        ("precision    = \"fp32\"", "precision    = \"fp32\"\nexchange = \"streaming\"", &["exchange = \"streaming\""]),
+        ("precision    = \"fp32\"", "precision    = \"fp32\"\nrecompute = \"full\"", &["recompute = \"full\"", "it can do none"]),
+        ("precision    = \"fp32\"", "precision    = \"fp32\"\nexchange = \"streaming\"", &["exchange = \"streaming\"", "dense, sparse"]),
     ]);
+    check(
+        MODEL,
+        &["--time-limit", "0s"],
+        &[("layers", "layers", &["no plan found within the time limit of 0 s", "--time-limit"])],
+    );
+}
+
+/// An infeasible problem: what it lacks, and the change that it says would help.
+struct Infeasible {
+    /// Made to the good files.
+    changes: &'static [(&'static str, &'static str)],
+    options: &'static [&'static str],
+    /// The constraint that cannot hold, the way out among the others.
+    expected: &'static [&'static str],
+    /// The way out, made on top.
+    way_out: &'static [(&'static str, &'static str)],
+    /// Almost that.
+    too_little: &'static [(&'static str, &'static str)],
+}
+
+const NATIVE: &[&str] = &["--native"];
+
+const INFEASIBLE: &[Infeasible] = &[
+    Infeasible {
+        changes: &[("layers   = 4", "layers   = 400")],
+        options: &[],
+        expected: &[
+            "a pipeline of 4 stages over a, b that holds 208 of 400 layers",
+            "58.0 MB more memory on each GPU",
+        ],
+        way_out: &[("64MB", "122.1MB")],
+        too_little: &[("64MB", "121MB")],
+    },
+    Infeasible {
+        changes: &[("layers   = 4", "layers   = 400")],
+        options: &[],
+        expected: &["does not fit", "nodes = 11 in a"],
+        way_out: &[("name  = \"a\"\nnodes = 2", "name  = \"a\"\nnodes = 11")],
+        too_little: &[("name  = \"a\"\nnodes = 2", "name  = \"a\"\nnodes = 4")],
+    },
+    Infeasible {
+        changes: &[("sequence = 32", "sequence = 4096")],
+        options: &[],
+        expected: &[
+            "layer 0 alone needs 693 MB, the largest GPU, `y`, has 64.0 MB",
+            "recompute = \"selective\"",
+        ],
+        way_out: &[("\"fp32\"", "\"fp32\"\nrecompute = \"selective\"")],
+        too_little: &[],
+    },
+    Infeasible {
+        changes: &[("sequence = 32", "sequence = 512"), ("micro_batch  = 1", "micro_batch  = 8")],
+        options: NATIVE,
+        expected: &["layer 0 alone needs 103 MB, the largest GPU, `y`, has 64.0 MB", "micro_batch = 1"],
+        way_out: &[("micro_batch  = 8", "micro_batch  = 1")],
+        too_little: &[("micro_batch  = 8", "micro_batch  = 2")],
+    },
+    Infeasible {
+        changes: &[("64MB", "600kB")],
+        options: NATIVE,
+        expected: &[
+            "layer 0 alone needs 1.27 MB, the largest GPU, `y`, has 600 kB",
+            "1.22 MB more memory on each GPU",
+        ],
+        way_out: &[("600kB", "1823kB")],
+        too_little: &[("600kB", "1800kB")],
+    },
+    Infeasible {
+        changes: &[("layers   = 4", "layers   = 1"), ("256", "2000000")],
+        options: &[],
+        expected: &["layer 0 alone needs 3.33 GB", "3.27 GB more memory on each GPU"],
+        way_out: &[("64MB", "3.34GB")],
+        too_little: &[("64MB", "3.30GB")],
+    },
+    Infeasible {
+        changes: &[
+            ("[[link]]\nbetween = [\"a\", \"b\"]\nrate    = \"100Mbit/s\"\nlatency = \"20ms\"\n", ""),
+            ("64MB", "2MB"),
+        ],
+        options: NATIVE,
+        expected: &["fits only across a and b, which no [[link]] joins", "[[link]] between = [\"a\", \"b\"]"],
+        way_out: &[(
+            "[[cluster]]\nname  = \"a\"",
+            "[[link]]\nbetween = [\"a\", \"b\"]\nrate = \"1Gbit/s\"\nlatency = \"1ms\"\n[[cluster]]\nname  = \"a\"",
+        )],
+        too_little: &[],
+    },
+    Infeasible {
+        changes: &[("gpus  = 1", "gpus  = 2"), ("vocab    = 256", "vocab    = 60000"), ("64MB", "50MB")],
+        options: NATIVE,
+        expected: &[
+            "layer 0 alone needs 62.5 MB, the largest GPU, `y`, has 50.0 MB",
+            "tensor parallelism (plan without --native)",
+        ],
+        way_out: &[("gpus  = 2", "gpus  = 2")],
+        too_little: &[],
+    },
+    Infeasible {
+        changes: &[
+            ("gpus  = 1", "gpus  = 2"),
+            ("heads    = 4", "heads    = 1"),
+            ("vocab    = 256", "vocab    = 60000"),
+            ("64MB", "35MB"),
+        ],
+        options: &[],
+        expected: &[
+            "layer 0 alone needs 39.1 MB, the largest GPU, `y`, has 35.0 MB",
+            "more memory on each GPU",
+        ],
+        way_out: &[("heads    = 1", "heads    = 2")],
+        too_little: &[],
+    },
+];
+
+#[test]
+fn an_infeasible_problem_names_what_it_lacks_and_a_change_that_makes_it_feasible() {
+    let changed = |changes: &[&[(&str, &str)]]| -> Files {
+        let good = [("cluster.toml", CLUSTER), ("model.toml", MODEL), ("config.json", CONFIG)];
+        good.map(|(name, text)| {
+            let change = |text: String, (from, to): &(&str, &str)| text.replace(from, to);
+            (name, changes.concat().iter().fold(text.to_owned(), change))
+        })
+    };
+    let mut wrong = Vec::new();
+    for (index, row) in INFEASIBLE.iter().enumerate() {
+        let mut note = |what: String| wrong.push(format!("row {index}: {what}"));
+        if let Err(error) = refused(&changed(&[row.changes]), row.options, row.expected) {
+            note(error);
+        }
+        // What the way out asks of the options is to leave --native out.
+        let leaves_native = row.expected.iter().any(|e| e.contains("without --native"));
+        let options: &[&str] = if leaves_native { &[] } else { row.options };
+        if let Ok(()) = refused(&changed(&[row.changes, row.way_out]), options, &[]) {
+            note("the way out is none".into());
+        }
+        if !row.too_little.is_empty()
+            && let Err(error) = refused(&changed(&[row.changes, row.too_little]), options, &["does not fit"])
+        {
+            note(format!("less would do: {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Pure planning: inventory and model in, plan out. No sockets, no clocks but the solver's, no I/O but reading and
 //! writing its files. Data flows one way: inventory -> topology -> cost -> search -> plan -> schedule -> simulate, export.
 
+pub mod challenge;
 pub mod cost;
 pub mod durable;
 pub mod explain;

@@ -33,7 +33,7 @@ mod place;
 mod pool;
 mod relax;
 mod solve;
-mod space;
+pub(crate) mod space;
 mod sync;
 mod terms;
 #[cfg(test)]
@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use crate::inventory::Cluster;
 use crate::model::{BoundaryChoice, ExchangeChoice, Model, Recompute};
 use crate::plan::{Plan, Solver, Transport};
+use crate::units::human_bytes;
 
 use self::blocks::Blocks;
 use self::evaluate::evaluate_in;
@@ -177,8 +178,8 @@ pub enum SearchError {
     },
     /// No arrangement holds the model.
     #[error(
-        "the model does not fit: the nearest arrangement, {nearest}, lacks {:.3} GB on its fullest GPU; what would help: {advice}",
-        *short_bytes as f64 / 1e9
+        "the model does not fit: the nearest arrangement, {nearest}, lacks {} on its fullest GPU; what would help: {advice}",
+        human_bytes(*short_bytes)
     )]
     DoesNotFit {
         /// The arrangement that lacks least.
