@@ -32,10 +32,13 @@ fn main() {
                     })
                     .collect();
                 let b = plan.micro_batch_of(i);
-                *shapes.entry(format!("{} x {b} of {}", replica.microbatches, stages.join(" "))).or_default() += 1;
+                *shapes
+                    .entry(format!("{} x {b} of {}", replica.microbatches, stages.join(" ")))
+                    .or_default() += 1;
             }
             shapes.iter().for_each(|(shape, count)| println!("{count} x {shape}"));
-            let kinds = plan.exchange.iter().map(|e| format!("{}r {:?}/{}", e.replicas.len(), e.kind, e.every));
+            let kinds =
+                plan.exchange.iter().map(|e| format!("{}r {:?}/{}", e.replicas.len(), e.kind, e.every));
             println!("{}", kinds.collect::<Vec<_>>().join(", "));
         }
     }

@@ -164,10 +164,22 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    fn attempt(&mut self, scenario: &Scenario, step_s: f64, how: (Pricing, Breadth)) -> Result<Attempt, SearchError> {
+    fn attempt(
+        &mut self,
+        scenario: &Scenario,
+        step_s: f64,
+        how: (Pricing, Breadth),
+    ) -> Result<Attempt, SearchError> {
         let t0 = Instant::now();
         let a = self.attempt2(scenario, step_s, how)?;
-        if std::env::var("TRACE").is_ok() { eprintln!("{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}", scenario.outer, self.best_s, t0.elapsed()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!(
+                "{:?} T {step_s:.4} {how:?} best {:.4} -> {a:?} {:.2?}",
+                scenario.outer,
+                self.best_s,
+                t0.elapsed()
+            );
+        }
         Ok(a)
     }
 
@@ -214,7 +226,18 @@ impl Blocks<'_> {
                 promising.push((order, relaxed));
             }
         }
-        if std::env::var("TRACE").is_ok() { eprintln!("   alone sum {} at most {} pairs {:?}", alone.values().sum::<f64>(), at_most.len()-blocks.len(), &at_most[blocks.len()..].iter().take(6).map(|(s,v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>())).collect::<Vec<_>>()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!(
+                "   alone sum {} at most {} pairs {:?}",
+                alone.values().sum::<f64>(),
+                at_most.len() - blocks.len(),
+                &at_most[blocks.len()..]
+                    .iter()
+                    .take(6)
+                    .map(|(s, v)| (s.clone(), *v, s.iter().map(|g| alone[g]).sum::<f64>()))
+                    .collect::<Vec<_>>()
+            );
+        }
         if promising.is_empty() {
             return Ok(Attempt::Infeasible);
         }
@@ -230,7 +253,9 @@ impl Blocks<'_> {
             blocks.push((set, worth.sequences.min(shared_bound(self.modes, &order, step_s))));
             worths.push(worth);
         }
-        if std::env::var("TRACE").is_ok() { eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>()); }
+        if std::env::var("TRACE").is_ok() {
+            eprintln!("   realised {:?}", &blocks[clusters.len()..].iter().take(6).collect::<Vec<_>>());
+        }
         Ok(if self.divide(scenario, &blocks, &worths, demand)? { Attempt::Found } else { Attempt::Open })
     }
 
@@ -374,13 +399,15 @@ impl Blocks<'_> {
         let mut found: BTreeMap<&[u32], (u64, usize, Work)> = BTreeMap::new();
         for r in ready {
             let space = &self.modes[r.mode];
-            let used = r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
+            let used =
+                r.outline.devices.iter().zip(&space.groups).all(|(u, g)| u * low <= g.gpus + u * (low - 1));
             if !used || r.outline.devices.iter().zip(&space.groups).any(|(u, g)| *u > g.gpus) {
                 continue;
             }
             let known = found.get(r.outline.devices.as_slice()).map_or(0, |f| f.0);
             let sync = sync(space, scenario, low);
-            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, priced, known) else {
+            let Some((sequences, work)) = quick(space, &self.tables[r.mode], r.outline, &sync, priced, known)
+            else {
                 continue;
             };
             found.insert(&r.outline.devices, (sequences, r.column, work));
@@ -394,7 +421,8 @@ impl Blocks<'_> {
         let mut taken: Vec<(Item, (usize, Work))> = Vec::new();
         for entry in kept {
             let replaced = taken.iter().any(|(t, _)| {
-                t.sequences >= entry.0.sequences && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
+                t.sequences >= entry.0.sequences
+                    && t.devices.iter().zip(&entry.0.devices).all(|(a, b)| a <= b)
             });
             if !replaced {
                 taken.push(entry);
@@ -417,7 +445,9 @@ impl Blocks<'_> {
         let space = &self.modes[0];
         let fewest = order.iter().map(|&g| space.groups[g].gpus).min().unwrap_or(0);
         let sizes: Vec<(u32, u32)> = match space.may_be_dense() {
-            true => SIZES.iter().copied().filter(|s| s.0 <= fewest).map(|(l, h)| (l, h.min(fewest))).collect(),
+            true => {
+                SIZES.iter().copied().filter(|s| s.0 <= fewest).map(|(l, h)| (l, h.min(fewest))).collect()
+            }
             false => vec![(1, 1)],
         };
         let degrees = degrees(space, order);
@@ -667,7 +697,10 @@ fn degrees(space: &Space, order: &[usize]) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]];
     for &g in order {
         let teams = 0..space.groups[g].teams.len();
-        all = all.into_iter().flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat())).collect();
+        all = all
+            .into_iter()
+            .flat_map(|d: Vec<usize>| teams.clone().map(move |t| [d.clone(), vec![t]].concat()))
+            .collect();
     }
     all
 }
@@ -738,4 +771,3 @@ fn share_out(modes: &[Space], mut members: Vec<Member>, sequences: u32) -> Optio
     }
     Some(members)
 }
-

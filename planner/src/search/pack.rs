@@ -116,7 +116,11 @@ fn tabulate(
     Some((sequences as f64, counts))
 }
 
-fn solve(items: &[Item], supply: &[u32], (fewest, most): (u32, u32)) -> Result<Option<(f64, Vec<u32>)>, SearchError> {
+fn solve(
+    items: &[Item],
+    supply: &[u32],
+    (fewest, most): (u32, u32),
+) -> Result<Option<(f64, Vec<u32>)>, SearchError> {
     let mut variables = ProblemVariables::new();
     let count = |item: &Item| {
         let fit = item.devices.iter().zip(supply).filter(|(u, _)| **u > 0).map(|(u, n)| n / u);
@@ -147,7 +151,6 @@ fn solve(items: &[Item], supply: &[u32], (fewest, most): (u32, u32)) -> Result<O
         status => Err(failed("packing an island", status)),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -59,7 +59,15 @@ impl Pool {
             count <= MOST_COLUMNS
         };
         let complete = orders.iter().all(|order| walk(&modes[0], order, &mut fits));
-        let mut pool = Self { columns: vec![], signatures: vec![], fewest: vec![], complete, tables, known: HashMap::new(), signature_index: HashMap::new() };
+        let mut pool = Self {
+            columns: vec![],
+            signatures: vec![],
+            fewest: vec![],
+            complete,
+            tables,
+            known: HashMap::new(),
+            signature_index: HashMap::new(),
+        };
         if complete {
             for order in &orders {
                 pool.add_all(modes, order);

@@ -47,7 +47,8 @@ pub(crate) fn pipelines(
     let last = cut.len() - 1;
     let compute_s: f64 =
         (0..cut.len()).map(|i| f64::from(cut[i].1) * team(i).layer_s).sum::<f64>() + team(last).head_s;
-    let crossings: Vec<Crossing> = cut.windows(2).map(|pair| least_crossing(space, pair[0].0, pair[1].0)).collect();
+    let crossings: Vec<Crossing> =
+        cut.windows(2).map(|pair| least_crossing(space, pair[0].0, pair[1].0)).collect();
     let fill_s = compute_s + 2.0 * crossings.iter().map(|c| c.delay_s()).sum::<f64>();
     let busiest_s = crossings.iter().map(|c| c.occupancy_s).fold(0.0, f64::max);
     if fill_s > step_s {
@@ -91,7 +92,10 @@ pub(crate) fn pipelines(
             super::column::microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches);
         let sequences = u64::from(microbatches) * u64::from(space.micro_batch);
         // A longer beat with as many stages does less.
-        if microbatches == 0 || sequences as f64 <= least || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= sequences) {
+        if microbatches == 0
+            || sequences as f64 <= least
+            || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= sequences)
+        {
             continue;
         }
         before = Some((stages, sequences));

@@ -122,8 +122,7 @@ impl<'a> Modelled<'a> {
     }
 }
 
-impl Modelled<'_> {
-}
+impl Modelled<'_> {}
 
 impl Costs for Modelled<'_> {
     fn action_s(&self, rank: u32, action: Action) -> f64 {

@@ -78,7 +78,14 @@ fn link(a: &Fabric, b: &Fabric, kinds: &Cluster) -> Option<Link> {
     if kind(a) == kind(b) {
         let rate_bytes_per_s = a.nic.rate_bytes_per_s * f64::from(a.nic.count);
         let latency_s = a.nic.latency_s;
-        return Some(Link { between, rate_bytes_per_s, shared_bytes_per_s: None, latency_s, loss: 0.0, price_usd_per_byte: None });
+        return Some(Link {
+            between,
+            rate_bytes_per_s,
+            shared_bytes_per_s: None,
+            latency_s,
+            loss: 0.0,
+            price_usd_per_byte: None,
+        });
     }
     let joins = |l: &&Link| l.between.iter().all(|end| end == kind(a) || end == kind(b));
     kinds.links.iter().find(joins).map(|l| Link { between, ..l.clone() })
