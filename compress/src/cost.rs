@@ -36,7 +36,8 @@ fn chunk_bits(len: usize, kept: usize) -> f64 {
     thread_local! {
         static KNOWN: RefCell<HashMap<(usize, usize), f64>> = RefCell::new(HashMap::new());
     }
-    KNOWN.with_borrow_mut(|known| *known.entry((len, kept)).or_insert_with(|| chunk::bits_expected(len, kept)))
+    KNOWN
+        .with_borrow_mut(|known| *known.entry((len, kept)).or_insert_with(|| chunk::bits_expected(len, kept)))
 }
 
 /// Bytes that no frame of a tensor of `elements` values exceeds.

@@ -37,7 +37,7 @@ pub use json::json;
 pub use page::page;
 pub use runner_up::RunnerUp;
 pub use shadow::ShadowPrice;
-pub use text::{Style, render, render_in};
+pub use text::{Colours, Style, render, render_in};
 
 /// What there is to say about a plan.
 #[derive(Debug, Clone, PartialEq)]

@@ -342,6 +342,18 @@ fn codecs(plan: &Plan) -> String {
     if kinds.is_empty() { "none".into() } else { kinds.join(", ") }
 }
 
+/// The comparison for machines, in SI units.
+pub fn json(changes: &[String], what_if: &WhatIf) -> Value {
+    serde_json::json!({
+        "what_if": changes,
+        "before": { "iteration_s": what_if.before_s, "tokens_per_s": what_if.tokens_per_s[0] },
+        "same_plan": what_if.same_plan_s.map(|s| serde_json::json!({ "iteration_s": s })),
+        "after": { "iteration_s": what_if.after_s, "tokens_per_s": what_if.tokens_per_s[1] },
+        "solver": what_if.plan.solver,
+        "differences": what_if.differences,
+    })
+}
+
 /// The comparison as text for a terminal.
 pub fn render(changes: &[String], what_if: &WhatIf) -> String {
     let mut lines = vec![format!("what if {}", changes.join(", "))];
