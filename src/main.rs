@@ -4,6 +4,7 @@
 //! rank's own, an interrupt 130.
 
 mod bench;
+mod explain;
 mod export;
 mod launch;
 mod plan;
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand};
 /// Start here:
 ///   narrows train configs/quickstart/run.toml    plan, launch, train and report a small cluster on this machine
 ///   narrows plan CLUSTER.toml MODEL.toml         what goes where on your machines, and why
+///   narrows explain plan.json                    what binds, what else was possible, what more would be worth
 #[derive(Debug, Parser)]
 #[command(name = "narrows", version, verbatim_doc_comment, propagate_version = true)]
 struct Cli {
@@ -32,6 +34,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Plan(plan::Plan),
+    Explain(explain::Explain),
     Simulate(simulate::Simulate),
     Export(export::Args),
     Launch(launch::Launch),
@@ -46,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Plan(args) => plan::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Export(args) => export::run(args),
         Command::Launch(args) => launch::run(args),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use narrows_planner::search::{EngineLimits, SearchOptions, search};
 use narrows_planner::{explain, inventory, model, plan, schema, simulate, units};
 
-use crate::terminal::{BAD_INPUT, note, say};
+use crate::terminal::{BAD_INPUT, note, say, style};
 
 /// Map a model onto a cluster: which GPUs hold which layers, what crosses the links and how.
 ///
@@ -63,7 +63,11 @@ pub fn run(args: Plan) -> anyhow::Result<ExitCode> {
     if args.json {
         say(serde_json::to_string_pretty(&plan)?);
     } else {
-        say(explain::render(&plan, &explanation).trim_end());
+        say(explain::render_in(&plan, &explanation, style()).trim_end());
+        note(format_args!(
+            "narrows explain {}: what more would be worth, what-if, a page with the timeline",
+            args.output.display()
+        ));
     }
     note(format_args!("wrote {}", args.output.display()));
     Ok(ExitCode::SUCCESS)
@@ -79,7 +83,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// `60s`, `500ms`, `2min`.
-fn time(text: &str) -> Result<Duration, String> {
+pub fn time(text: &str) -> Result<Duration, String> {
     let time: units::Time = text.parse().map_err(|e: units::UnitError| e.to_string())?;
     Ok(Duration::from_secs_f64(time.si()))
 }

@@ -44,6 +44,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::check;
+pub(crate) use gpus::{built_in as built_in_gpu, names as built_in_gpus};
 
 use crate::input::{Document, InputError};
 use crate::profile::Profile;

@@ -78,7 +78,7 @@ const fn row(
 }
 
 /// The built-in GPU of that name.
-pub(super) fn built_in(name: &str) -> Option<Gpu> {
+pub(crate) fn built_in(name: &str) -> Option<Gpu> {
     let row = TABLE.iter().find(|row| row.name == name)?;
     Some(Gpu {
         name: row.name.into(),
@@ -98,7 +98,7 @@ pub(super) fn nvlink(name: &str) -> Option<&'static str> {
     TABLE.iter().find(|row| row.name == name)?.nvlink
 }
 
-pub(super) fn names() -> Vec<&'static str> {
+pub(crate) fn names() -> Vec<&'static str> {
     TABLE.iter().map(|row| row.name).collect()
 }
 
