@@ -333,7 +333,8 @@ impl<'a> Ground<'a> {
     }
 
     fn exchanges(&self, sketch: &Sketch) -> Vec<Exchange> {
-        let mut islands: BTreeMap<(Vec<(usize, u32)>, u32), Vec<u32>> = BTreeMap::new();
+        type Alike = (Vec<(usize, u32)>, u32);
+        let mut islands: BTreeMap<Alike, Vec<u32>> = BTreeMap::new();
         for (index, line) in (0..).zip(&sketch.lines) {
             let alone = !sketch.gathers && self.may_drift(line);
             islands.entry((line.signature(), if alone { index } else { u32::MAX })).or_default().push(index);

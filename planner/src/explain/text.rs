@@ -104,7 +104,7 @@ fn members(plan: &Plan, exchange: &Exchange) -> String {
     }
     let names: Vec<String> = exchange.replicas.iter().map(|r| placement::letters(*r as usize)).collect();
     match names.as_slice() {
-        [few @ ..] if few.len() <= 6 => format!("island of {}", few.join(", ")),
+        few if few.len() <= 6 => format!("island of {}", few.join(", ")),
         [first, .., last] => format!("island of {} replicas, {first} .. {last}", names.len()),
         _ => String::new(),
     }
