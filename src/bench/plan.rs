@@ -4,7 +4,7 @@
 //!   parent ──a process a case, one after the other──> child: search, then its own /proc/self/status ──JSON──> table
 //! ```
 //! A case is an inventory, a model, and a scale of both: nodes of every cluster and the batch, so that the work of a GPU
-//! stays what it is. The time is that of the search alone; peak memory (VmHWM) is that of the whole process.
+//! stays what it is. The time is that of the search alone, by the wall clock; peak memory (VmHWM) is that of the whole process.
 //!
 //! Not here: whether the plan is any good (`challenge`), what real runs take (`truth`).
 
@@ -103,6 +103,8 @@ struct Figures {
     clusters: usize,
     global_batch: u32,
     wall_s: f64,
+    /// Of the whole process, search and reading: less than the wall clock on a busy machine.
+    cpu_s: f64,
     peak_bytes: u64,
     /// Seconds per step of the plan, by the closed form.
     objective_s: f64,
@@ -172,6 +174,7 @@ fn plan_here(case: &Case, configs: &Path) -> anyhow::Result<Figures> {
         clusters: inventory.clusters.len(),
         global_batch: trained.global_batch,
         wall_s: solver.wall_s,
+        cpu_s: cpu_s()?,
         peak_bytes: peak_bytes()?,
         objective_s: solver.objective_s,
         bound_s: solver.bound_s,
@@ -196,6 +199,13 @@ fn scale(cluster: &mut Cluster, (times, parts): (u32, u32)) {
     }
 }
 
+/// Seconds that this process, of one thread, has had a processor.
+fn cpu_s() -> anyhow::Result<f64> {
+    let times = std::fs::read_to_string("/proc/self/schedstat")?;
+    let nanoseconds = times.split_whitespace().next().context("/proc/self/schedstat is empty")?;
+    Ok(nanoseconds.parse::<f64>()? / 1e9)
+}
+
 /// The most memory that this process has had resident.
 fn peak_bytes() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
@@ -207,16 +217,17 @@ fn peak_bytes() -> anyhow::Result<u64> {
 
 fn print(rows: &[Figures]) {
     say(format_args!(
-        "{:<20} {:>6} {:>8} {:>9} {:>9} {:>10} {:>10} {:>10} {:>8}  targets",
-        "case", "GPUs", "clusters", "time", "memory", "objective", "bound", "gap", "used"
+        "{:<20} {:>6} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10} {:>8}  targets",
+        "case", "GPUs", "clusters", "time", "CPU", "memory", "objective", "bound", "gap", "used"
     ));
     for row in rows {
         say(format_args!(
-            "{:<20} {:>6} {:>8} {:>9} {:>9} {:>10} {:>10} {:>9.2}% {:>8}  {}",
+            "{:<20} {:>6} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9.2}% {:>8}  {}",
             row.case,
             row.gpus,
             row.clusters,
             human_time(row.wall_s),
+            human_time(row.cpu_s),
             human_bytes(row.peak_bytes),
             human_time(row.objective_s),
             human_time(row.bound_s),

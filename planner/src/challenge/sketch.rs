@@ -39,6 +39,9 @@ impl Run {
     }
 }
 
+/// (cluster, layers) by run.
+type Signature = Vec<(usize, u32)>;
+
 /// A replica.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
@@ -54,8 +57,8 @@ impl Line {
         self.runs.iter().map(|r| r.layers.len() as u32).sum()
     }
 
-    /// Layers by cluster: lines of equal signature are an island.
-    pub fn signature(&self) -> Vec<(usize, u32)> {
+    /// Lines of equal signature are an island.
+    pub fn signature(&self) -> Signature {
         self.runs.iter().map(|r| (r.cluster, r.layers.iter().sum())).collect()
     }
 
@@ -333,8 +336,7 @@ impl<'a> Ground<'a> {
     }
 
     fn exchanges(&self, sketch: &Sketch) -> Vec<Exchange> {
-        type Alike = (Vec<(usize, u32)>, u32);
-        let mut islands: BTreeMap<Alike, Vec<u32>> = BTreeMap::new();
+        let mut islands: BTreeMap<(Signature, u32), Vec<u32>> = BTreeMap::new();
         for (index, line) in (0..).zip(&sketch.lines) {
             let alone = !sketch.gathers && self.may_drift(line);
             islands.entry((line.signature(), if alone { index } else { u32::MAX })).or_default().push(index);
