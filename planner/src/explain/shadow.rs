@@ -94,7 +94,8 @@ fn changes(cluster: &Cluster) -> Vec<(String, Cluster)> {
     links.truncate(LINKS_MAX);
     links.sort_unstable();
     for i in links {
-        change(format!("link {} at 2x", link_name(&cluster.links[i])), &|c| widen_link(c, i));
+        let with = if ethernet_is_as_narrow(cluster, i) { " with its hosts' Ethernet" } else { "" };
+        change(format!("link {} at 2x{with}", link_name(&cluster.links[i])), &|c| widen_link(c, i));
         change(format!("link {} at half the latency", link_name(&cluster.links[i])), &|c| {
             c.links[i].latency_s /= 2.0;
         });
@@ -119,11 +120,24 @@ fn changes(cluster: &Cluster) -> Vec<(String, Cluster)> {
     changes
 }
 
-/// Twice the rate, per host and shared.
+/// Twice the rate, per host and shared; hosts' Ethernet is made as wide, or it would be what is narrow.
 fn widen_link(cluster: &mut Cluster, index: usize) {
     let link = &mut cluster.links[index];
     link.rate_bytes_per_s *= 2.0;
     link.shared_bytes_per_s = link.shared_bytes_per_s.map(|rate| 2.0 * rate);
+    let (rate_bytes_per_s, between) = (link.rate_bytes_per_s, link.between.clone());
+    for fabric in cluster.clusters.iter_mut().filter(|f| between.contains(&f.name)) {
+        if let Some(ethernet) = &mut fabric.ethernet {
+            ethernet.rate_bytes_per_s = ethernet.rate_bytes_per_s.max(rate_bytes_per_s);
+        }
+    }
+}
+
+/// Whether that widens a host's Ethernet.
+fn ethernet_is_as_narrow(cluster: &Cluster, index: usize) -> bool {
+    let link = &cluster.links[index];
+    let ends = cluster.clusters.iter().filter(|f| link.between.contains(&f.name));
+    ends.filter_map(|f| f.ethernet).any(|e| e.rate_bytes_per_s < 2.0 * link.rate_bytes_per_s)
 }
 
 /// A host like the others, under a name that is not taken.

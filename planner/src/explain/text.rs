@@ -71,7 +71,8 @@ pub fn render_in(plan: &Plan, explanation: &Explanation, style: Style) -> String
     memory(&mut text, plan, explanation, style);
     proof(&mut text, plan, explanation);
     runners_up(&mut text, plan, explanation);
-    shadow_prices(&mut text, explanation);
+    beaten(&mut text, explanation);
+    shadow_prices(&mut text, plan, explanation);
     text
 }
 
@@ -342,11 +343,32 @@ fn runners_up(text: &mut String, plan: &Plan, explanation: &Explanation) {
     }
 }
 
-fn shadow_prices(text: &mut String, explanation: &Explanation) {
+/// A search that stopped early may have missed what a simple rule finds.
+fn beaten(text: &mut String, explanation: &Explanation) {
+    let step_s = explanation.cost.iteration_s;
+    let faster =
+        explanation.runners_up.iter().filter(|r| r.step_s().is_some_and(|s| s < step_s * (1.0 - 1e-6)));
+    if let Some(best) = faster.min_by(|a, b| a.step_s().partial_cmp(&b.step_s()).expect("finite")) {
+        line!(
+            text,
+            "  {} is faster than this plan: the search stopped within its gap; raise --time-limit",
+            best.name
+        );
+    }
+}
+
+fn shadow_prices(text: &mut String, plan: &Plan, explanation: &Explanation) {
     if explanation.shadow_prices.is_empty() {
         return;
     }
     line!(text, "\nwhat more would be worth (tokens/s)");
+    if let Some(solver) = plan.solver.as_ref().filter(|s| s.gap > 0.01) {
+        line!(
+            text,
+            "  no more exact than the gap of {:.1} %: part of a gain may be a search that found more",
+            100.0 * solver.gap
+        );
+    }
     for price in &explanation.shadow_prices {
         let how = match price.by {
             By::SamePlan => "  by the same plan, a new one gains as much or more",
