@@ -199,11 +199,13 @@ fn scale(cluster: &mut Cluster, (times, parts): (u32, u32)) {
     }
 }
 
-/// Seconds that this process, of one thread, has had a processor.
+/// Seconds that this process's threads have had a processor, in ticks of 10 ms.
 fn cpu_s() -> anyhow::Result<f64> {
-    let times = std::fs::read_to_string("/proc/self/schedstat")?;
-    let nanoseconds = times.split_whitespace().next().context("/proc/self/schedstat is empty")?;
-    Ok(nanoseconds.parse::<f64>()? / 1e9)
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The name in parentheses may hold spaces; user and system time are the 12th and 13th fields after it.
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
 }
 
 /// The most memory that this process has had resident.

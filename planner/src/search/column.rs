@@ -259,6 +259,17 @@ impl Outline {
         Split { fill_s: self.fill_s(longest_s), layers, beat_s, most_microbatches }
     }
 
+    /// The same without virtual stages.
+    pub fn plain(&self, space: &Space) -> Self {
+        Self::new(space, self.runs.clone(), 1, self.splits.len())
+    }
+
+    /// A split given by its layers.
+    pub fn split_as(&self, layers: Vec<u32>) -> Split {
+        let beat_s = beat_s(&times(self, &layers), &self.crossings);
+        self.split((layers, beat_s), u32::MAX)
+    }
+
     /// Which clusters keep which layers.
     pub fn signature(&self) -> Signature {
         self.runs.iter().map(|r| (r.group, r.layers)).collect()

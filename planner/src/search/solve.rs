@@ -44,6 +44,18 @@ pub(crate) struct Candidate {
     pub step_s: f64,
 }
 
+impl Candidate {
+    /// The same replicas as plain pipelines.
+    pub fn without_virtual_stages(&self, modes: &[Space]) -> Self {
+        let plain = |m: &Member| {
+            let outline = m.outline.plain(&modes[m.mode]);
+            let split = outline.split_as(m.work.split.layers.clone());
+            Member { work: Work { split, ..m.work.clone() }, outline, ..m.clone() }
+        };
+        really(modes, self.outer, self.members.iter().map(plain).collect())
+    }
+}
+
 /// One replica.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
