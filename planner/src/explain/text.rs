@@ -307,8 +307,8 @@ pub(super) fn proof_lines(plan: &Plan, explanation: &Explanation) -> Vec<String>
     ];
     if explanation.thinned {
         lines.push(
-            "more pipelines than can be listed: with more than three clusters those over at most two were looked at; \
-             the bound holds for the others too"
+            "more pipelines than can be listed: with more than three clusters only those over at most two were looked \
+             at, and the bound is of these (docs/planner.md)"
                 .into(),
         );
     }
