@@ -87,7 +87,8 @@ impl<'p> Pace<'p> {
             wanted.weights[i] * gpu_s / f64::from(space.groups[cut[i].0].gpus)
         };
         let work_s = (0..cut.len()).map(work).sum();
-        Some(Self { space, mode, cut, teams, fill_s, work_s, beats: beats(cut, &team, busiest_s) })
+        let beats = beats(cut, &team, busiest_s, wanted.step_s - fill_s);
+        Some(Self { space, mode, cut, teams, fill_s, work_s, beats })
     }
 
     fn team(&self, i: usize) -> Team {
@@ -127,10 +128,8 @@ impl<'p> Pace<'p> {
             let stages =
                 fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
             let Some(stages) = stages else { continue };
-            // All of a pipeline's stages and crossings in turn: as many microbatches as stages in one round trip.
             let inside_s = inside_crossings_s(space, self.cut, self.teams, &stages);
             let fill_s = self.fill_s + inside_s;
-            let beat_s = beat_s.max(fill_s / f64::from(stages.iter().sum::<u32>()));
             let most = microbatches(step_s, fill_s, beat_s).min(space.microbatches);
             if sequences(most) as f64 <= wanted.need * share(&stages) {
                 continue;
@@ -158,9 +157,12 @@ impl<'p> Pace<'p> {
     }
 }
 
-/// The beats at which a stage's most layers change, ascending, none shorter than the busiest crossing.
-fn beats(cut: &Cut, team: &impl Fn(usize) -> Team, busiest_s: f64) -> Vec<f64> {
-    let mut beats: Vec<f64> = vec![busiest_s];
+/// The beats at which a stage's most layers change, and the longest for every number of microbatches so small that it
+/// says what is in flight; ascending, none shorter than the busiest crossing.
+fn beats(cut: &Cut, team: &impl Fn(usize) -> Team, busiest_s: f64, room_s: f64) -> Vec<f64> {
+    let layers: u32 = cut.iter().map(|c| c.1).sum();
+    let mut beats: Vec<f64> = vec![busiest_s, 2.0 * room_s];
+    beats.extend((1..=layers).map(|m| room_s / f64::from(m)));
     for (i, &(_, layers)) in cut.iter().enumerate() {
         let at = |n: u32| f64::from(n) * team(i).layer_s;
         beats.extend((1..=layers).map(at));
@@ -248,4 +250,57 @@ fn sync_floor_s(space: &Space, sync: &Sync, runs: &[Run]) -> f64 {
         sync.stage_s(space, run.group, parameters, 1)
     };
     runs.iter().map(run).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::inventory::Cluster;
+    use crate::search::fixture::{fabric, gpt, gpu, link};
+    use crate::search::pool::Pool;
+    use crate::search::{EngineLimits, Scope, SearchOptions};
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What bounds an island must hold every real pipeline: no more GPUs anywhere, no fewer sequences.
+        #[test]
+        fn every_real_pipeline_has_a_relaxed_one_that_does_as_much_with_no_more_gpus(
+            slow in 0.2f64..5.0,
+            rate in 1e6f64..1e10,
+            memory in 30_000_000u64..200_000_000,
+            layers in 2u32..8,
+            room in 1.05f64..8.0,
+        ) {
+            let mut other = fabric("b", 3, 1);
+            other.gpu = gpu(slow * 1e12, memory);
+            other.nic.rate_bytes_per_s = rate;
+            let cluster = Cluster {
+                clusters: vec![fabric("a", 1, 2), other],
+                links: vec![link("a", "b", rate, 1e-4)],
+            };
+            let (model, options) = (gpt(layers, 256), SearchOptions::default());
+            let space = Space::new(&cluster, &model, &EngineLimits::NATIVE, &options).unwrap();
+            let tables = Tables::new(&space, 1);
+            let pool = Pool::new(std::slice::from_ref(&space), &Scope::whole(&cluster), 3);
+            for outline in pool.columns.iter().map(|c| &c.outline).filter(|o| o.runs.len() == 2) {
+                let step_s = room * outline.compute_s;
+                let Some(work) = outline.best(&space, tables.of(&Sync::ALONE), &Sync::ALONE, step_s) else { continue };
+                // With fewer microbatches than stages real pipelines hold fewer, as relaxed ones do.
+                let cut: Vec<(usize, u32)> = outline.runs.iter().map(|r| (r.group, r.layers)).collect();
+                let wanted = Wanted { step_s, need: 0.0, most: 1, weights: &[0.5, 0.5] };
+                let mut relaxed = Vec::new();
+                if let Some(pace) = Pace::new(&space, 0, &cut, &[0, 0], &wanted) {
+                    pace.pipelines(&tables, &Sync::ALONE, &wanted, &mut relaxed);
+                }
+                let holds = |r: &Relaxed| {
+                    r.sequences >= u64::from(work.microbatches.min(space.microbatches))
+                        && r.runs.iter().zip(&outline.runs).all(|(a, b)| a.stages <= b.stages)
+                };
+                prop_assert!(relaxed.iter().any(holds), "{outline:?}: {work:?}, relaxed {relaxed:?}");
+            }
+        }
+    }
 }
