@@ -7,8 +7,9 @@
 //!   stages     filled from the last backwards, each as full as it may be: no pipeline of this beat has fewer
 //!   m(b)       1 + (T - sync - fill) / b, fill with the crossings between clusters, b at least the longest of them
 //! ```
-//! Only beats at which some stage's layers change matter. How stages wait for their neighbours and the order of
-//! unequal stages are ignored, so real columns offer no more: the bound stands.
+//! Only beats at which some stage's layers change matter. Crossings inside clusters, how stages wait for their
+//! neighbours and the order of unequal stages are ignored, so real columns offer no more, but for one thing: a pipeline of more
+//! stages than the fewest may synchronise faster, which the bound does not allow for.
 //!
 //! Not here: what is chosen (`blocks`).
 
@@ -16,7 +17,7 @@ use crate::cost::pipeline::Crossing;
 
 use super::column::{Run, microbatches};
 use super::market::Tables;
-use super::space::{Space, Team, Way};
+use super::space::{Space, Team};
 use super::sync::Sync;
 
 /// A pipeline as good as any over these runs at this pace, if crossings were free.
@@ -128,9 +129,6 @@ impl<'p> Pace<'p> {
             let stages =
                 fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
             let Some(stages) = stages else { continue };
-            let inside_s = inside_crossings_s(space, self.cut, self.teams, &stages);
-            let fill_s = self.fill_s + inside_s;
-            let most = microbatches(step_s, fill_s, beat_s).min(space.microbatches);
             if sequences(most) as f64 <= wanted.need * share(&stages) {
                 continue;
             }
@@ -143,7 +141,7 @@ impl<'p> Pace<'p> {
             };
             let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
             let sync_s = sync_floor_s(space, sync, &runs);
-            let done = sequences(microbatches(step_s - sync_s, fill_s, beat_s).min(space.microbatches));
+            let done = sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
             let pays = done as f64 > wanted.need * share(&stages)
                 && done as f64 * f64::from(wanted.most) > wanted.need;
             // A longer beat with as many stages does less.
@@ -221,23 +219,6 @@ fn fewest_stages(
         }
     }
     Some(counts)
-}
-
-/// Down and back between the stages inside clusters, hosts filled from their first GPU.
-fn inside_crossings_s(space: &Space, cut: &Cut, teams: &[usize], stages: &[u32]) -> f64 {
-    let run = |i: usize| {
-        let group = &space.groups[cut[i].0];
-        let team = &group.teams[teams[i]];
-        let between_hosts = (stages[i] - 1) / (group.per_host / team.size);
-        let delay_s = |way: &Way| {
-            let codecs = [f64::INFINITY, 0.0].map(|mean_s| space.codec(way, mean_s));
-            let delays = codecs.map(|codec| space.crossing(way, codec, team.size).0.delay_s());
-            delays[0].min(delays[1])
-        };
-        let within = stages[i] - 1 - between_hosts;
-        2.0 * (f64::from(between_hosts) * delay_s(&group.nic) + f64::from(within) * delay_s(&group.bus))
-    };
-    (0..cut.len()).map(run).sum()
 }
 
 fn sync_floor_s(space: &Space, sync: &Sync, runs: &[Run]) -> f64 {
