@@ -8,8 +8,8 @@
 //!   m(b)       1 + (T - sync - fill) / b, fill with the crossings between clusters, b at least the longest of them
 //! ```
 //! Only beats at which some stage's layers change matter. Crossings inside clusters, how stages wait for their
-//! neighbours and the order of unequal stages are ignored, so real columns offer no more, but for one thing: a pipeline of more
-//! stages than the fewest may synchronise faster, which the bound does not allow for.
+//! neighbours and the order of unequal stages are ignored, and a pipeline is charged the
+//! synchronisation of the stage that sets its beat alone, so real columns offer no more: the bound stands.
 //!
 //! Not here: what is chosen (`blocks`).
 
@@ -52,7 +52,10 @@ pub(crate) struct Pace<'p> {
     fill_s: f64,
     /// Weighted GPU-seconds of a microbatch over those there are.
     work_s: f64,
-    beats: Vec<f64>,
+    /// With the run and the layers of the stage that takes so long, if one does.
+    beats: Vec<(f64, Option<(usize, u32)>)>,
+    /// The longest beat for every number of microbatches up to that of the layers.
+    few: Vec<f64>,
 }
 
 /// Whether memory, not time, bounds some stage of some pipeline.
@@ -88,8 +91,11 @@ impl<'p> Pace<'p> {
             wanted.weights[i] * gpu_s / f64::from(space.groups[cut[i].0].gpus)
         };
         let work_s = (0..cut.len()).map(work).sum();
-        let beats = beats(cut, &team, busiest_s, wanted.step_s - fill_s);
-        Some(Self { space, mode, cut, teams, fill_s, work_s, beats })
+        let beats = beats(cut, &team, busiest_s);
+        let (room_s, layers) = (wanted.step_s - fill_s, cut.iter().map(|c| c.1).sum::<u32>());
+        let few = std::iter::once(2.0 * room_s).chain((1..=layers).map(|m| room_s / f64::from(m)));
+        let few = few.filter(|b| *b >= busiest_s).collect();
+        Some(Self { space, mode, cut, teams, fill_s, work_s, beats, few })
     }
 
     fn team(&self, i: usize) -> Team {
@@ -116,11 +122,22 @@ impl<'p> Pace<'p> {
         let memory = tables.of(sync).0;
         let mut tight = Tight::No;
         let mut before: Option<(Vec<u32>, u64)> = None;
-        for &beat_s in &self.beats {
+        // Only where memory binds can a pipeline do with fewer stages because few microbatches pass.
+        let few = self.few.iter().map(|&beat_s| (beat_s, None));
+        let mut beats: Box<dyn Iterator<Item = _>> = Box::new(self.beats.iter().copied());
+        let mut ends = false;
+        while let Some((beat_s, longest)) = beats.next().or_else(|| {
+            if ends || tight == Tight::No {
+                return None;
+            }
+            ends = true;
+            beats = Box::new(few.clone());
+            beats.next()
+        }) {
             let most = microbatches(step_s, self.fill_s, beat_s).min(space.microbatches);
             // Longer beats do less.
             if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
-                break;
+                continue;
             }
             // However it is split, its stages are busy for all of its work.
             if sequences(most) as f64 * beat_s <= wanted.need * self.work_s {
@@ -140,7 +157,13 @@ impl<'p> Pace<'p> {
                 layers: self.cut[i].1,
             };
             let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
-            let sync_s = sync_floor_s(space, sync, &runs);
+            // Some stage of the run that sets this beat has all of its layers; of other beats a stage has one at least.
+            let charged =
+                |(i, layers): (usize, u32)| sync_of_s(space, sync, self.cut[i].0, &self.team(i), layers);
+            let sync_s = longest.map_or_else(
+                || (0..self.cut.len()).map(|i| charged((i, 1))).fold(f64::INFINITY, f64::min),
+                charged,
+            );
             let done = sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
             let pays = done as f64 > wanted.need * share(&stages)
                 && done as f64 * f64::from(wanted.most) > wanted.need;
@@ -155,22 +178,18 @@ impl<'p> Pace<'p> {
     }
 }
 
-/// The beats at which a stage's most layers change, and the longest for every number of microbatches so small that it
-/// says what is in flight; ascending, none shorter than the busiest crossing.
-fn beats(cut: &Cut, team: &impl Fn(usize) -> Team, busiest_s: f64, room_s: f64) -> Vec<f64> {
-    let layers: u32 = cut.iter().map(|c| c.1).sum();
-    let mut beats: Vec<f64> = vec![busiest_s, 2.0 * room_s];
-    beats.extend((1..=layers).map(|m| room_s / f64::from(m)));
+/// The beats at which a stage's most layers change, ascending, none shorter than the busiest crossing.
+fn beats(cut: &Cut, team: &impl Fn(usize) -> Team, busiest_s: f64) -> Vec<(f64, Option<(usize, u32)>)> {
+    let mut beats: Vec<(f64, Option<(usize, u32)>)> = vec![(busiest_s, None)];
     for (i, &(_, layers)) in cut.iter().enumerate() {
         let at = |n: u32| f64::from(n) * team(i).layer_s;
-        beats.extend((1..=layers).map(at));
+        beats.extend((1..=layers).map(|n| (at(n), Some((i, n)))));
         if i + 1 == cut.len() {
-            beats.extend((1..=layers).map(|n| at(n) + team(i).head_s));
+            beats.extend((1..=layers).map(|n| (at(n) + team(i).head_s, Some((i, n)))));
         }
     }
-    beats.retain(|b| *b >= busiest_s && *b > 0.0);
-    beats.sort_by(f64::total_cmp);
-    beats.dedup_by(|a, b| *a <= *b * (1.0 + 1e-9));
+    beats.retain(|b| b.0 >= busiest_s && b.0 > 0.0);
+    beats.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     beats
 }
 
@@ -221,16 +240,10 @@ fn fewest_stages(
     Some(counts)
 }
 
-fn sync_floor_s(space: &Space, sync: &Sync, runs: &[Run]) -> f64 {
-    if sync.owners < 2 && sync.outer.is_none() {
-        return 0.0;
-    }
-    let layer = space.model.layer_parameters() as f64;
-    let run = |run: &Run| {
-        let parameters = f64::from(run.layers.div_ceil(run.stages)) * layer / f64::from(run.team.size);
-        sync.stage_s(space, run.group, parameters, 1)
-    };
-    runs.iter().map(run).fold(0.0, f64::max)
+/// Seconds that a stage of so many layers of a run pays for synchronisation, at least.
+fn sync_of_s(space: &Space, sync: &Sync, group: usize, team: &Team, layers: u32) -> f64 {
+    let parameters = f64::from(layers) * space.model.layer_parameters() as f64 / f64::from(team.size);
+    sync.stage_s(space, group, parameters, 1)
 }
 
 #[cfg(test)]
