@@ -54,8 +54,8 @@ pub(crate) struct Pace<'p> {
     work_s: f64,
     /// With the run and the layers of the stage that takes so long, if one does.
     beats: Vec<(f64, Option<(usize, u32)>)>,
-    /// The longest beat for every number of microbatches up to that of the layers.
-    few: Vec<f64>,
+    /// The longest beat for every number of microbatches up to that of the layers, ascending.
+    few: Vec<(f64, Option<(usize, u32)>)>,
 }
 
 /// Whether memory, not time, bounds some stage of some pipeline.
@@ -93,8 +93,8 @@ impl<'p> Pace<'p> {
         let work_s = (0..cut.len()).map(work).sum();
         let beats = beats(cut, &team, busiest_s);
         let (room_s, layers) = (wanted.step_s - fill_s, cut.iter().map(|c| c.1).sum::<u32>());
-        let few = std::iter::once(2.0 * room_s).chain((1..=layers).map(|m| room_s / f64::from(m)));
-        let few = few.filter(|b| *b >= busiest_s).collect();
+        let few = (1..=layers).rev().map(|m| room_s / f64::from(m)).chain([2.0 * room_s]);
+        let few = few.filter(|b| *b >= busiest_s).map(|b| (b, None)).collect();
         Some(Self { space, mode, cut, teams, fill_s, work_s, beats, few })
     }
 
@@ -122,57 +122,60 @@ impl<'p> Pace<'p> {
         let memory = tables.of(sync).0;
         let mut tight = Tight::No;
         let mut before: Option<(Vec<u32>, u64)> = None;
-        // Only where memory binds can a pipeline do with fewer stages because few microbatches pass.
-        let few = self.few.iter().map(|&beat_s| (beat_s, None));
-        let mut beats: Box<dyn Iterator<Item = _>> = Box::new(self.beats.iter().copied());
-        let mut ends = false;
-        while let Some((beat_s, longest)) = beats.next().or_else(|| {
-            if ends || tight == Tight::No {
-                return None;
+        for (pass, beats) in [&self.beats, &self.few].into_iter().enumerate() {
+            // Only where memory binds can a pipeline do with fewer stages because few microbatches pass.
+            if pass == 1 && tight == Tight::No {
+                break;
             }
-            ends = true;
-            beats = Box::new(few.clone());
-            beats.next()
-        }) {
-            let most = microbatches(step_s, self.fill_s, beat_s).min(space.microbatches);
-            // Longer beats do less.
-            if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
-                continue;
+            for &(beat_s, longest) in beats {
+                let most = microbatches(step_s, self.fill_s, beat_s).min(space.microbatches);
+                // Longer beats do less.
+                if most == 0 || sequences(most) as f64 * f64::from(wanted.most) <= wanted.need {
+                    break;
+                }
+                // However it is split, its stages are busy for all of its work.
+                if sequences(most) as f64 * beat_s <= wanted.need * self.work_s {
+                    continue;
+                }
+                let stages = fewest_stages(
+                    space,
+                    memory,
+                    self.cut,
+                    self.teams,
+                    beat_s * (1.0 + 1e-9),
+                    most,
+                    &mut tight,
+                );
+                let Some(stages) = stages else { continue };
+                if sequences(most) as f64 <= wanted.need * share(&stages) {
+                    continue;
+                }
+                let run = |i: usize| Run {
+                    group: self.cut[i].0,
+                    team: self.team(i),
+                    team_index: self.teams[i],
+                    stages: stages[i],
+                    layers: self.cut[i].1,
+                };
+                let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
+                // Some stage of the run that sets this beat has all of its layers; of other beats a stage has one at least.
+                let charged =
+                    |(i, layers): (usize, u32)| sync_of_s(space, sync, self.cut[i].0, &self.team(i), layers);
+                let sync_s = longest.map_or_else(
+                    || (0..self.cut.len()).map(|i| charged((i, 1))).fold(f64::INFINITY, f64::min),
+                    charged,
+                );
+                let done =
+                    sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
+                let pays = done as f64 > wanted.need * share(&stages)
+                    && done as f64 * f64::from(wanted.most) > wanted.need;
+                // A longer beat with as many stages does less.
+                if !pays || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= done) {
+                    continue;
+                }
+                before = Some((stages, done));
+                found.push(Relaxed { mode: self.mode, runs, sequences: done });
             }
-            // However it is split, its stages are busy for all of its work.
-            if sequences(most) as f64 * beat_s <= wanted.need * self.work_s {
-                continue;
-            }
-            let stages =
-                fewest_stages(space, memory, self.cut, self.teams, beat_s * (1.0 + 1e-9), most, &mut tight);
-            let Some(stages) = stages else { continue };
-            if sequences(most) as f64 <= wanted.need * share(&stages) {
-                continue;
-            }
-            let run = |i: usize| Run {
-                group: self.cut[i].0,
-                team: self.team(i),
-                team_index: self.teams[i],
-                stages: stages[i],
-                layers: self.cut[i].1,
-            };
-            let runs: Vec<Run> = (0..self.cut.len()).map(run).collect();
-            // Some stage of the run that sets this beat has all of its layers; of other beats a stage has one at least.
-            let charged =
-                |(i, layers): (usize, u32)| sync_of_s(space, sync, self.cut[i].0, &self.team(i), layers);
-            let sync_s = longest.map_or_else(
-                || (0..self.cut.len()).map(|i| charged((i, 1))).fold(f64::INFINITY, f64::min),
-                charged,
-            );
-            let done = sequences(microbatches(step_s - sync_s, self.fill_s, beat_s).min(space.microbatches));
-            let pays = done as f64 > wanted.need * share(&stages)
-                && done as f64 * f64::from(wanted.most) > wanted.need;
-            // A longer beat with as many stages does less.
-            if !pays || before.as_ref().is_some_and(|(s, n)| *s == stages && *n >= done) {
-                continue;
-            }
-            before = Some((stages, done));
-            found.push(Relaxed { mode: self.mode, runs, sequences: done });
         }
         tight
     }
